@@ -1,0 +1,256 @@
+"""From `--config=FILE.py[:ARG] --config.key=value ...` to the typed, checked, frozen `schema.Config`.
+
+A config file is Python (it runs!) with `get_config()` or `get_config(arg)`, which changes `config.default()` and returns it.
+A `.json` file, as each run's folder holds one, is data only.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import inspect
+import json
+import pathlib
+import traceback
+import types
+import typing
+
+from mtnlg.core import schema, validate
+from mtnlg.core.errors import ConfigError
+
+PREFIX = "--config"
+
+
+def default():
+    """The schema's defaults as an `ml_collections.ConfigDict`: locked (no new keys) and type-safe."""
+    from ml_collections import config_dict
+
+    def build(cls):
+        values = {}
+        for field in dataclasses.fields(cls):
+            name = field.name.rstrip("_")
+            if dataclasses.is_dataclass(field.type):
+                values[name] = build(field.type)
+            elif field.default is None:
+                values[name] = config_dict.placeholder(_base_type(field.type))
+            else:
+                values[name] = field.default
+        return config_dict.ConfigDict(values)
+
+    return build(schema.Config)
+
+
+def resolve(arguments: list[str]) -> schema.Config:
+    """Reads the `--config...` arguments of a command line.
+
+    Raises ConfigError: no or missing config, unknown key, wrong type, or a list of everything that contradicts itself.
+    """
+    path, overrides = split_arguments(arguments)
+    values = flatten(load(path))
+    for name, text in overrides.items():
+        values[name] = parse(name, text)
+    config = from_flat(values)
+    problems = validate.problems(config)
+    if problems:
+        raise ConfigError("the config contradicts itself:\n" + "\n".join(f"  - {p}" for p in problems), path)
+    return config
+
+
+def split_arguments(arguments: list[str]) -> tuple[str, dict[str, str]]:
+    """(path of the config, {dotted key: text}) of `--config=PATH --config.key=value` and `--config.key value`."""
+    path, overrides, rest = None, {}, list(arguments)
+    while rest:
+        head = rest.pop(0)
+        name, equals, value = head.partition("=")
+        if name != PREFIX and not name.startswith(PREFIX + "."):
+            raise ConfigError(f"unknown argument {head!r}", "command line", "--help")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ConfigError(f"{name} has no value", "command line", f"{name}=VALUE")
+            value = rest.pop(0)
+        if name == PREFIX:
+            path = value
+        else:
+            overrides[name.removeprefix(PREFIX + ".")] = value
+    if path is None:
+        shipped = ", ".join(sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))) or "FILE.py"
+        raise ConfigError("no config is named", "command line", f"--config=FILE, one of {shipped}")
+    for name in overrides:
+        require_known(name)
+    return path, overrides
+
+
+def load(path_and_arg: str) -> dict:
+    """The nested values of a config file, `.py` or `.json`; `FILE.py:ARG` hands ARG to `get_config`."""
+    path, _, arg = path_and_arg.partition(":")
+    file = pathlib.Path(path)
+    if not file.is_file():
+        near = difflib.get_close_matches(file.stem, [p.stem for p in pathlib.Path("configs").glob("*.py")], 1, 0.4)
+        cure = f"--config=configs/{near[0]}.py" if near else "a path that exists, as configs/demo.py"
+        raise ConfigError(f"--config={path_and_arg}: there is no such file", path, cure)
+    if file.suffix == ".json":
+        try:
+            return json.loads(file.read_text())
+        except ValueError as error:
+            raise ConfigError(f"not JSON: {error}", path) from None
+    return _run(file, arg)
+
+
+def _run(file: pathlib.Path, arg: str) -> dict:
+    spec = importlib.util.spec_from_file_location(f"mtnlg_config_{file.stem}", file)
+    if spec is None:
+        raise ConfigError("a config is a .py or a .json file", str(file))
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        takes_arg = bool(inspect.signature(module.get_config).parameters)
+        if arg and not takes_arg:
+            raise ConfigError(f"this config takes no argument, so {arg!r} means nothing", str(file), f"--config={file}")
+        config = module.get_config(arg) if takes_arg and arg else module.get_config()
+    except ConfigError:
+        raise
+    except Exception as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
+        where = f"{file}:{lines[-1]}" if lines else str(file)
+        raise ConfigError(f"{type(error).__name__}: {str(error).splitlines()[0]}", where, "mtnlg config --help lists every key") from error
+    return config.to_dict()
+
+
+def flatten(nested: dict, prefix: str = "") -> dict:
+    """{'a': {'b': 1}} as {'a.b': 1}."""
+    flat = {}
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def from_flat(values: dict) -> schema.Config:
+    """The typed config of {dotted key: value}; a missing key has its default. Raises ConfigError on unknown keys and wrong types."""
+    fields = schema.leaves()
+    for name, value in values.items():
+        require_known(name)
+        values[name] = _check_type(name, value, fields[name].type)
+        choices = fields[name].metadata["choices"]
+        if choices and values[name] not in choices:
+            raise ConfigError(f"{name}={value!r} is not one of {', '.join(choices)}", name, f"--config.{name}={choices[0]}")
+
+    def build(cls, prefix):
+        arguments = {}
+        for field in dataclasses.fields(cls):
+            path = prefix + field.name.rstrip("_")
+            if dataclasses.is_dataclass(field.type):
+                arguments[field.name] = build(field.type, path + ".")
+            elif path in values:
+                arguments[field.name] = values[path]
+        return cls(**arguments)
+
+    return build(schema.Config, "")
+
+
+def to_flat(config: schema.Config) -> dict:
+    """{dotted key: value} of a typed config, every key."""
+
+    def value_of(path):
+        node = config
+        for part in path.split("."):
+            node = getattr(node, part) if hasattr(node, part) else getattr(node, part + "_")
+        return node
+
+    return {path: value_of(path) for path in schema.leaves()}
+
+
+def to_nested(config: schema.Config) -> dict:
+    """The config as nested dicts of JSON values, as a run's folder stores it."""
+    nested: dict = {}
+    for path, value in to_flat(config).items():
+        *parents, last = path.split(".")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = list(value) if isinstance(value, tuple) else value
+    return nested
+
+
+def differences(a: schema.Config, b: schema.Config) -> dict[str, tuple]:
+    """{dotted key: (value in a, value in b)} where they differ."""
+    flat_a, flat_b = to_flat(a), to_flat(b)
+    return {name: (flat_a[name], flat_b[name]) for name in flat_a if flat_a[name] != flat_b[name]}
+
+
+def require_known(name: str) -> None:
+    """Raises ConfigError, with the nearest key, unless the schema has this dotted key."""
+    known = schema.leaves()
+    if name in known:
+        return
+    inside = [k for k in known if k.startswith(name + ".")]
+    if inside:
+        raise ConfigError(f"{name} is a group of keys, not a key", f"--config.{name}", f"--config.{inside[0]}=VALUE")
+    near = difflib.get_close_matches(name, known, 1, 0.3)
+    last = difflib.get_close_matches(name.rpartition(".")[2], [k.rpartition(".")[2] for k in known], 1, 0.6)
+    if last and (not near or near[0].rpartition(".")[2] != last[0]):
+        near = [k for k in known if k.rpartition(".")[2] == last[0]]
+    raise ConfigError(f"there is no key {name!r}", f"--config.{name}", f"--config.{near[0]}" if near else "mtnlg config --help")
+
+
+def _base_type(annotation):
+    """int for `int | None`, tuple for `tuple[str, ...]`."""
+    if isinstance(annotation, types.UnionType):
+        annotation = next(t for t in typing.get_args(annotation) if t is not type(None))
+    return typing.get_origin(annotation) or annotation
+
+
+def type_name(annotation) -> str:
+    """How a key's type is shown to people."""
+    return annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
+
+
+def parse(name: str, text: str):
+    """The value that `--config.NAME=TEXT` means. Raises ConfigError naming key, value and type."""
+    require_known(name)
+    annotation = schema.leaves()[name].type
+    base = _base_type(annotation)
+    if isinstance(annotation, types.UnionType) and text.lower() in ("none", ""):
+        return None
+    try:
+        if base is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if base is int:
+            value = float(text) if "e" in text.lower() else int(text)
+            if value != int(value):
+                raise ValueError
+            return int(value)
+        if base is float:
+            return float(text)
+        if base is tuple:
+            item = typing.get_args(annotation)[0]
+            if text.startswith(("(", "[")):
+                return tuple(item(v) for v in ast.literal_eval(text))
+            return tuple(item(v) for v in text.split(",") if v)
+    except (ValueError, KeyError, SyntaxError, TypeError, OverflowError):
+        raise ConfigError(f"{name}={text!r} is not a {type_name(annotation)}", f"--config.{name}", _example(name)) from None
+    return text
+
+
+def _example(name: str) -> str:
+    value = schema.leaves()[name].default
+    return f"--config.{name}={'VALUE' if value is None else value}"
+
+
+def _check_type(name: str, value, annotation):
+    """The value, with lists as tuples and whole numbers as floats where a float is meant; or ConfigError."""
+    base = _base_type(annotation)
+    if value is None and isinstance(annotation, types.UnionType):
+        return None
+    if base is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if base is tuple:
+        value = (value,) if isinstance(value, str) else value
+        item = typing.get_args(annotation)[0]
+        if isinstance(value, (list, tuple)) and all(isinstance(v, (item, int) if item is float else item) for v in value):
+            return tuple(item(v) for v in value)
+    elif isinstance(value, base) and not (base is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{name}={value!r} is not a {type_name(annotation)}", name, _example(name))
