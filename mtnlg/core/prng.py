@@ -1,0 +1,62 @@
+"""Random keys named by what they are for, never by where they are computed.
+
+A dropout mask is a function of (seed, step, layer, site, sample, place or head): no mesh, process or microbatch enters, so any
+layout draws the same masks.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# What a key is for; the first number folded into the run's seed.
+WEIGHTS, DROPOUT, SAMPLING = range(3)
+# Where a dropout mask is applied.
+EMBEDDING, ATTENTION, ATTENTION_OUTPUT, MLP_OUTPUT = range(4)
+
+
+def key(seed: int, *numbers):
+    """The key of (seed, n0, n1, ...), by folding."""
+    made = jax.random.key(seed)
+    for number in numbers:
+        made = jax.random.fold_in(made, number)
+    return made
+
+
+class Dropout(NamedTuple):
+    """Which masks to draw: `key` of (seed, step, layer), and the global numbers of the samples and places at hand."""
+
+    key: jax.Array
+    samples_B: jax.Array
+    places_L: jax.Array
+
+    def at_layer(self, layer):
+        return self._replace(key=jax.random.fold_in(self.key, layer))
+
+    def hidden(self, x_BLD, site: int, rate: float):
+        """x with its elements dropped at `rate` and the rest scaled up; one key for each (sample, place)."""
+        if rate == 0.0:
+            return x_BLD
+        site_key = jax.random.fold_in(self.key, site)
+
+        def kept(sample, place):
+            return jax.random.bernoulli(jax.random.fold_in(jax.random.fold_in(site_key, sample), place), 1 - rate, x_BLD.shape[2:])
+
+        keep_BLD = jax.vmap(jax.vmap(kept, (None, 0)), (0, None))(self.samples_B, self.places_L)
+        return jnp.where(keep_BLD, x_BLD / (1 - rate), jnp.zeros_like(x_BLD))
+
+    def attention(self, probs_BHLS, heads_H, rate: float):
+        """Attention probabilities dropped at `rate`; one key for each (sample, global head, place of the query)."""
+        if rate == 0.0:
+            return probs_BHLS
+        site_key = jax.random.fold_in(self.key, ATTENTION)
+        width = probs_BHLS.shape[-1:]
+
+        def kept(sample, head, place):
+            one = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(site_key, sample), head), place)
+            return jax.random.bernoulli(one, 1 - rate, width)
+
+        over_places = jax.vmap(kept, (None, None, 0))
+        over_heads = jax.vmap(over_places, (None, 0, None))
+        keep_BHLS = jax.vmap(over_heads, (0, None, None))(self.samples_B, heads_H, self.places_L)
+        return jnp.where(keep_BHLS, probs_BHLS / (1 - rate), jnp.zeros_like(probs_BHLS))

@@ -1,0 +1,32 @@
+"""Trees of arrays by path: `blocks/attention/query/kernel`."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+def path_name(path: tuple) -> str:
+    """'a/b/c' of a jax key path."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def map_with_path(function: Callable, tree, *rest):
+    """`function('a/b/c', leaf, ...)` on every leaf."""
+    return jax.tree_util.tree_map_with_path(lambda path, *leaf: function(path_name(path), *leaf), tree, *rest)
+
+
+def by_path(tree) -> dict:
+    """{'a/b/c': leaf}, in the tree's own order."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def cast(tree, dtype):
+    """Every leaf in `dtype`."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+
+
+def squared_norm(leaf, dtype=None):
+    """Sum of squares of one array."""
+    leaf = leaf if dtype is None else leaf.astype(dtype)
+    return jnp.sum(jnp.square(leaf))

@@ -1,0 +1,101 @@
+"""Attention: projections, the core, and what a query may see."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mtnlg.core import schema
+from mtnlg.core.prng import Dropout
+from mtnlg.model import positions
+from mtnlg.model.cache import LayerCache
+from mtnlg.model.layers import Linear, normalise, residual_std
+
+
+class Places(NamedTuple):
+    """Where tokens stand: the position in their segment, the segment, and the rotary tables of the positions (or None)."""
+
+    positions_BL: jax.Array
+    segment_ids_BL: jax.Array
+    rotary: tuple[jax.Array, jax.Array] | None
+
+
+def visible(model: schema.Model, queries: Places, key_positions_BS, key_segments_BS):
+    """[B, L, S] bool: same segment, not later, and within the sliding window. The only rule of visibility."""
+    distance_BLS = queries.positions_BL[:, :, None] - key_positions_BS[:, None, :]
+    seen = (queries.segment_ids_BL[:, :, None] == key_segments_BS[:, None, :]) & (distance_BLS >= 0)
+    if model.sliding_window is not None:
+        seen &= distance_BLS < model.sliding_window
+    return seen, distance_BLS
+
+
+def attend(q_BLHK, k_BSGK, v_BSGK, seen_BLS, penalty_BHLS, drop=None):
+    """softmax(q kᵀ / sqrt(K) + penalty) v over the keys seen; query head h reads key/value head h // (H/G).
+
+    Scores and softmax in at least float32. A query that sees nothing would average everything, so every query must see itself.
+    Returns [B, L, H, K].
+    """
+    num_rows, length, num_heads, head_dim = q_BLHK.shape
+    groups = k_BSGK.shape[2]
+    dtype = jnp.promote_types(q_BLHK.dtype, jnp.float32)
+    q_BLGRK = q_BLHK.reshape(num_rows, length, groups, num_heads // groups, head_dim)
+    scores = jnp.einsum("blgrk,bsgk->bgrls", q_BLGRK, k_BSGK, preferred_element_type=dtype) * (head_dim**-0.5)
+    scores_BHLS = scores.reshape(num_rows, num_heads, length, -1)
+    if penalty_BHLS is not None:
+        scores_BHLS = scores_BHLS - penalty_BHLS
+    probs_BHLS = nn.softmax(jnp.where(seen_BLS[:, None], scores_BHLS, jnp.finfo(dtype).min), axis=-1)
+    if drop is not None:
+        probs_BHLS = drop(probs_BHLS)
+    probs = probs_BHLS.astype(v_BSGK.dtype).reshape(scores.shape)
+    return jnp.einsum("bgrls,bsgk->blgrk", probs, v_BSGK).reshape(q_BLHK.shape)
+
+
+class Attention(nn.Module):
+    """Self-attention over `num_heads` query and `num_groups` key/value heads: the ones this device holds."""
+
+    model: schema.Model
+    num_heads: int
+    num_groups: int
+    recompute_core: bool
+
+    @nn.compact
+    def __call__(self, x_BLD, places: Places, cache: LayerCache | None, dropout: Dropout | None):
+        """x [B, L, D] -> ([B, L, D], the cache with x's keys and values in it, or None)."""
+        model, width, head_dim = self.model, x_BLD.shape[-1], self.model.heads[2]
+        q_BLHK = Linear((width,), (self.num_heads, head_dim), model.bias_qkv, model.init_std, name="query")(x_BLD)
+        kv = Linear((width,), (self.num_groups, 2, head_dim), model.bias_qkv, model.init_std, name="key_value")(x_BLD)
+        k_BLGK, v_BLGK = kv[..., 0, :], kv[..., 1, :]
+        if model.qk_norm:
+            q_BLHK, k_BLGK = HeadNorm(model, name="query_norm")(q_BLHK), HeadNorm(model, name="key_norm")(k_BLGK)
+        if places.rotary is not None:
+            q_BLHK, k_BLGK = positions.rotate(q_BLHK, places.rotary), positions.rotate(k_BLGK, places.rotary)
+
+        key_positions, key_segments, updated = places.positions_BL, places.segment_ids_BL, None
+        if cache is not None:
+            k_BLGK, v_BLGK, updated = cache.extend(k_BLGK, v_BLGK)
+            key_positions, key_segments = cache.cache.positions_BS, cache.cache.segment_ids_BS
+        seen_BLS, distance_BLS = visible(model, places, key_positions, key_segments)
+        penalty_BHLS = None
+        if model.position == "alibi":
+            slopes_H = jnp.asarray(positions.alibi_slopes(model.num_heads), jnp.promote_types(x_BLD.dtype, jnp.float32))
+            penalty_BHLS = slopes_H[:, None, None] * distance_BLS[:, None]
+
+        drop = None
+        if dropout is not None and model.dropout_attention:
+            drop = lambda probs: dropout.attention(probs, jnp.arange(self.num_heads), model.dropout_attention)  # noqa: E731
+        core = jax.checkpoint(attend, static_argnums=(5,)) if self.recompute_core else attend
+        out_BLHK = core(q_BLHK, k_BLGK, v_BLGK, seen_BLS, penalty_BHLS, drop)
+        y_BLD = Linear((self.num_heads, head_dim), (width,), model.bias_attention_output, residual_std(model), name="output")(out_BLHK)
+        return y_BLD, updated
+
+
+class HeadNorm(nn.Module):
+    """RMSNorm of every head with one learned scale [K] (Henry et al. 2020; as in Qwen3)."""
+
+    model: schema.Model
+
+    @nn.compact
+    def __call__(self, x_BLHK):
+        scale = self.param("scale", nn.initializers.ones, x_BLHK.shape[-1:])
+        return normalise(x_BLHK, scale, None, kind="rmsnorm", eps=self.model.norm_eps)

@@ -1,0 +1,40 @@
+"""The block: one definition for training, scoring, prefill and decoding."""
+
+import flax.linen as nn
+
+from mtnlg.core import prng, schema
+from mtnlg.core.prng import Dropout
+from mtnlg.model.attention import Attention, Places
+from mtnlg.model.cache import LayerCache
+from mtnlg.model.layers import MLP, Norm
+
+
+class Block(nn.Module):
+    """Pre-LN transformer block (Radford et al. 2019), built with the sizes one device holds."""
+
+    model: schema.Model
+    num_heads: int
+    num_groups: int
+    ff_dim: int
+    recompute_core: bool = False
+
+    @nn.compact
+    def __call__(self, x_BLD, places: Places, cache: LayerCache | None = None, dropout: Dropout | None = None):
+        """Residual stream [B, L, D] -> ([B, L, D], the updated cache or None)."""
+        model = self.model
+
+        def dropped(y_BLD, site):
+            return y_BLD if dropout is None else dropout.hidden(y_BLD, site, model.dropout_hidden)
+
+        attention = Attention(model, self.num_heads, self.num_groups, self.recompute_core, name="attention")
+        a_BLD, updated = attention(Norm(model, name="attention_norm")(x_BLD), places, cache, dropout)
+        after_attention = x_BLD + dropped(a_BLD, prng.ATTENTION_OUTPUT)
+        mlp_input = x_BLD if model.parallel_residual else after_attention
+        m_BLD = MLP(model, self.ff_dim, name="mlp")(Norm(model, name="mlp_norm")(mlp_input))
+        return after_attention + dropped(m_BLD, prng.MLP_OUTPUT), updated
+
+
+def whole_block(model: schema.Model, recompute_core: bool = False) -> Block:
+    """The block with every head and column: on one device, and for initialisation."""
+    num_heads, num_groups, _ = model.heads
+    return Block(model, num_heads, num_groups, model.ff_dim, recompute_core)

@@ -1,0 +1,87 @@
+"""The pieces a block is made of: linear maps, norms, the feed-forward layer. Sizes are local: what one device holds."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mtnlg.core import schema
+
+
+class Linear(nn.Module):
+    """y = x W + b, contracting the last `len(in_dims)` dims of x; W is [*in_dims, *out_dims], b [*out_dims].
+
+    Both sides are flattened to one matrix product. Computes in x's dtype.
+    """
+
+    in_dims: tuple[int, ...]
+    out_dims: tuple[int, ...]
+    bias: bool
+    std: float
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", nn.initializers.normal(self.std), self.in_dims + self.out_dims)
+        rows = x.reshape(*x.shape[: x.ndim - len(self.in_dims)], math.prod(self.in_dims))
+        y = rows @ kernel.reshape(math.prod(self.in_dims), math.prod(self.out_dims))
+        if self.bias:
+            y = y + self.param("bias", nn.initializers.zeros, self.out_dims).reshape(-1)
+        return y.reshape(*rows.shape[:-1], *self.out_dims)
+
+
+def normalise(x, scale, bias, *, kind: str, eps: float):
+    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019) over the last dim, computed in at least float32."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    wide = x.astype(dtype)
+    if kind == "layernorm":
+        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    wide = wide * scale.astype(dtype)
+    if bias is not None:
+        wide = wide + bias.astype(dtype)
+    return wide.astype(x.dtype)
+
+
+class Norm(nn.Module):
+    """A norm with its learned scale and, for layernorm with bias_norm, bias."""
+
+    model: schema.Model
+
+    @nn.compact
+    def __call__(self, x):
+        with_bias = self.model.norm == "layernorm" and self.model.bias_norm
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:]) if with_bias else None
+        return normalise(x, scale, bias, kind=self.model.norm, eps=self.model.norm_eps)
+
+
+ACTIVATIONS = {
+    "gelu": nn.gelu,
+    "gelu_exact": lambda x: nn.gelu(x, approximate=False),
+    "relu": nn.relu,
+    "swiglu": nn.silu,
+}
+
+
+class MLP(nn.Module):
+    """The feed-forward layer: D to F columns, a non-linearity (gated for SwiGLU, Shazeer 2020), and back to D."""
+
+    model: schema.Model
+    ff_dim: int
+
+    @nn.compact
+    def __call__(self, x_BLD):
+        model, width = self.model, x_BLD.shape[-1]
+
+        def columns(name):
+            return Linear((width,), (self.ff_dim,), model.bias_mlp, model.init_std, name=name)(x_BLD)
+
+        activate = ACTIVATIONS[model.activation]
+        h_BLF = activate(columns("gate")) * columns("up") if model.activation == "swiglu" else activate(columns("up"))
+        return Linear((self.ff_dim,), (width,), model.bias_mlp, residual_std(model), name="down")(h_BLF)
+
+
+def residual_std(model: schema.Model) -> float:
+    """Initial standard deviation of projections into the residual stream (GPT-2; Megatron-LM's scaled init)."""
+    return model.init_std / math.sqrt(2 * model.num_layers)

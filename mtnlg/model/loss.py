@@ -1,0 +1,86 @@
+"""Cross entropy over chunks of tokens: logits of a whole batch never exist, and the backward reuses the forward's softmax."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+def chunk_logits(x_TD, head_VD, vocab_size: int):
+    """Logits [T, V] in at least float32; entries of the padded vocabulary are the lowest finite number."""
+    dtype = jnp.promote_types(x_TD.dtype, jnp.float32)
+    logits_TV = jnp.einsum("td,vd->tv", x_TD, head_VD, preferred_element_type=dtype)
+    if head_VD.shape[0] == vocab_size:
+        return logits_TV
+    return jnp.where(jnp.arange(head_VD.shape[0]) < vocab_size, logits_TV, jnp.finfo(dtype).min)
+
+
+def _negative_log_likelihood(logits_TV, targets_T):
+    """(nll [T], softmax [T, V])."""
+    top_T = jnp.max(logits_TV, axis=-1)
+    exp_TV = jnp.exp(logits_TV - top_T[:, None])
+    sum_T = jnp.sum(exp_TV, axis=-1)
+    target_T = jnp.take_along_axis(logits_TV, targets_T[:, None], axis=-1)[:, 0]
+    return jnp.log(sum_T) + top_T - target_T, exp_TV / sum_T[:, None]
+
+
+def _chunks(chunk_tokens: int, *arrays):
+    """Arrays [T, ...] as [T/C, C, ...], padded with zeros at the end (their weight is zero too)."""
+    length = arrays[0].shape[0]
+    size = min(chunk_tokens, length)
+    pad = -length % size
+    padded = [jnp.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1)) if pad else a for a in arrays]
+    return [a.reshape(-1, size, *a.shape[1:]) for a in padded]
+
+
+def token_losses(x_TD, head_VD, targets_T, *, vocab_size: int, chunk_tokens: int):
+    """(nll [T] in at least float32, whether the target is the likeliest token [T] bool); not differentiated."""
+
+    def one(chunk):
+        x_CD, targets_C = chunk
+        logits_CV = chunk_logits(x_CD, head_VD, vocab_size)
+        return _negative_log_likelihood(logits_CV, targets_C)[0], jnp.argmax(logits_CV, axis=-1) == targets_C
+
+    nll, greedy = jax.lax.map(one, tuple(_chunks(chunk_tokens, x_TD, targets_T)))
+    return nll.reshape(-1)[: x_TD.shape[0]], greedy.reshape(-1)[: x_TD.shape[0]]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def loss_sum(x_TD, head_VD, targets_T, weights_T, vocab_size: int, chunk_tokens: int):
+    """Sum of weights x negative log-likelihood, a scalar in at least float32.
+
+    x [T, D] after the final norm; head [V, D]; targets [T]; weights [T], not differentiated.
+    """
+    nll_T, _ = token_losses(x_TD, head_VD, targets_T, vocab_size=vocab_size, chunk_tokens=chunk_tokens)
+    return jnp.sum(nll_T * weights_T)
+
+
+def _loss_forward(x_TD, head_VD, targets_T, weights_T, vocab_size, chunk_tokens):
+    """The loss and, while each chunk's softmax is at hand, the gradients of its sum; the backward only scales them."""
+    dtype = jnp.promote_types(x_TD.dtype, jnp.float32)
+
+    def one(carry, chunk):
+        total, d_head_VD = carry
+        x_CD, targets_C, weights_C = chunk
+        nll_C, probs_CV = _negative_log_likelihood(chunk_logits(x_CD, head_VD, vocab_size), targets_C)
+        hit_CV = jnp.arange(head_VD.shape[0]) == targets_C[:, None]
+        d_logits_CV = ((probs_CV - hit_CV) * weights_C[:, None].astype(dtype)).astype(x_TD.dtype)
+        d_x_CD = d_logits_CV @ head_VD
+        d_head_VD = d_head_VD + jnp.einsum("cv,cd->vd", d_logits_CV, x_CD, preferred_element_type=dtype)
+        return (total + jnp.sum(nll_C * weights_C), d_head_VD), d_x_CD
+
+    start = (jnp.zeros((), dtype), jnp.zeros(head_VD.shape, dtype))
+    chunks = tuple(_chunks(chunk_tokens, x_TD, targets_T, weights_T))
+    if chunks[0].shape[0] == 1:
+        (total, d_head_VD), d_x = one(start, tuple(c[0] for c in chunks))
+    else:
+        (total, d_head_VD), d_x = jax.lax.scan(one, start, chunks)
+    return total, (d_x.reshape(-1, x_TD.shape[1])[: x_TD.shape[0]], d_head_VD)
+
+
+def _loss_backward(vocab_size, chunk_tokens, saved, cotangent):
+    d_x_TD, d_head_VD = saved
+    return (d_x_TD * cotangent.astype(d_x_TD.dtype), (d_head_VD * cotangent).astype(d_x_TD.dtype), None, None)
+
+
+loss_sum.defvjp(_loss_forward, _loss_backward)
