@@ -43,6 +43,12 @@ class CannotWrite(MtnlgError):
     exit_code = 73
 
 
+class NumericalError(MtnlgError):
+    """The loss is no longer a finite number."""
+
+    exit_code = 16
+
+
 class TemporaryFailure(MtnlgError):
     """Something outside failed (a full disk, say): free the cause and start again, nothing saved is lost."""
 

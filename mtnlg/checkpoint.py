@@ -1,0 +1,226 @@
+"""Checkpoints: the only file that knows Orbax.
+
+`DIRECTORY/STEP/` holds Orbax's `params` and `optimizer`, `meta.json` (step, samples, config, ...) and, written last, `MANIFEST.json`:
+size and SHA-256 of every file. A step is built as `STEP.saving` and renamed when its manifest is on disk, so that a folder with a
+plain number is always whole. Orbax restores flipped bits in array data without a word; the manifest does not let it.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import threading
+
+import jax
+
+from mtnlg.core.errors import DataError, MissingInput, MtnlgError, TemporaryFailure
+from mtnlg.core.tree import by_path
+
+MANIFEST = "MANIFEST.json"
+
+
+class Checkpoints:
+    """The checkpoints of one run. Saving goes on in the background; its errors surface at the next call of any method."""
+
+    def __init__(self, directory: str | os.PathLike, keep_last: int):
+        self.directory = pathlib.Path(directory)
+        self.keep_last = keep_last
+        self._worker: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, step: int, params, optimizer, meta: dict) -> None:
+        """Starts writing a step; the arrays may be donated or changed when this returns. Raises TemporaryFailure (a full disk)."""
+        from orbax.checkpoint import v1 as ocp
+
+        self.wait()
+        unfinished = self.directory / f"{step}.saving"
+        with _disk_errors(unfinished, {"params": params, "optimizer": optimizer}):
+            shutil.rmtree(unfinished, ignore_errors=True)
+            self.directory.mkdir(parents=True, exist_ok=True)
+            response = ocp.save_checkpointables_async(unfinished.absolute(), {"params": params, "optimizer": optimizer})
+        size = {"params": params, "optimizer": optimizer}
+        self._worker = threading.Thread(target=self._finish, args=(response, unfinished, self.directory / str(step), meta, _num_bytes(size)))
+        self._worker.start()
+
+    def _finish(self, response, unfinished: pathlib.Path, final: pathlib.Path, meta: dict, num_bytes: int) -> None:
+        try:
+            with _disk_errors(unfinished, num_bytes):
+                response.result()
+                _write(unfinished / "meta.json", json.dumps(meta, indent=1))
+                _write(unfinished / MANIFEST, json.dumps(_manifest(unfinished), indent=1))
+                if final.exists():  # saved before by a run that was rolled back: the new one replaces it only when it is whole
+                    shutil.rmtree(final)
+                unfinished.rename(final)
+                _sync(self.directory)
+                for old in self.steps()[: -self.keep_last]:
+                    shutil.rmtree(self.directory / str(old))
+        except BaseException as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            self._error = error
+
+    def poll(self) -> None:
+        """Raises what went wrong in the background since the last call."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def wait(self) -> None:
+        """Until the save under way is on disk. Raises what went wrong."""
+        if self._worker is not None:
+            self._worker.join()
+            self._worker = None
+        self.poll()
+
+    def steps(self) -> list[int]:
+        """The whole steps on disk, oldest first."""
+        return whole_steps(self.directory)
+
+    def newest_good(self, report=print) -> pathlib.Path | None:
+        """The newest step that passes its manifest; damaged ones are named and set aside as `STEP.corrupt`, never deleted.
+
+        None when nothing was saved yet. Raises DataError when there are steps and all are damaged.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            found = self.directory / str(step)
+            damage = problems(found)
+            if not damage:
+                return found
+            aside = _unused(self.directory / f"{step}.corrupt")
+            found.rename(aside)
+            report(f"checkpoint {found} is damaged ({damage[0]}): set aside as {aside.name}")
+        if steps:
+            raise DataError("every checkpoint is damaged", str(self.directory), "another --workdir, or restore a copy")
+        return None
+
+
+def whole_steps(directory: str | os.PathLike) -> list[int]:
+    """Numbers of the step folders with a manifest, oldest first; always read from disk."""
+    directory = pathlib.Path(directory)
+    if not directory.is_dir():
+        return []
+    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal() and (p / MANIFEST).is_file())
+
+
+def find(path: str | os.PathLike) -> pathlib.Path:
+    """The step folder that `path` means: itself, or the newest of a run or checkpoints folder. Raises MissingInput."""
+    path = pathlib.Path(path)
+    if (path / MANIFEST).is_file():
+        return path
+    for directory in (path / "checkpoints", path):
+        if steps := whole_steps(directory):
+            return directory / str(steps[-1])
+    raise MissingInput("there is no checkpoint", str(path), "a run's folder, or one of its checkpoints/STEP")
+
+
+def problems(step_dir: pathlib.Path) -> list[str]:
+    """What differs from the manifest: files that are missing, extra or changed. Empty for a good step."""
+    try:
+        expected = json.loads((step_dir / MANIFEST).read_text())["files"]
+        expected = {str(name): (int(row["bytes"]), str(row["sha256"])) for name, row in expected.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return [f"{MANIFEST} cannot be read"]
+    present = {name: step_dir / name for name in _files(step_dir)}
+    found = [f"{name} is missing" for name in expected if name not in present]
+    found += [f"{name} does not belong to it" for name in present if name not in expected]
+    for name, (size, digest) in expected.items():
+        if name in present and (present[name].stat().st_size != size or _sha256(present[name]) != digest):
+            found.append(f"{name} has changed")
+    return found
+
+
+def require_good(step_dir: pathlib.Path) -> None:
+    """Raises DataError, naming the file, when a step does not pass its manifest."""
+    if damage := problems(step_dir):
+        raise DataError(f"the checkpoint is damaged: {damage[0]}", str(step_dir), "an older step of the same run")
+
+
+def meta(step_dir: pathlib.Path) -> dict:
+    """What was stored beside the arrays."""
+    return json.loads((step_dir / "meta.json").read_text())
+
+
+def load(step_dir: pathlib.Path, part: str, abstract):
+    """`part` ('params' or 'optimizer') as a tree of arrays with the shapes, dtypes and shardings of `abstract`.
+
+    Raises DataError with a line for each leaf whose shape or dtype differs (Orbax would cast without a word).
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    path = step_dir.absolute()
+    try:
+        stored = by_path(ocp.metadata(path, checkpointable_name=part).metadata)
+    except Exception as error:
+        raise DataError(f"the {part} cannot be read: {str(error).splitlines()[0]}", str(step_dir), "an older step") from error
+    wanted = by_path(abstract)
+    describe = {name: f"{tuple(leaf.shape)} {leaf.dtype}" for name, leaf in stored.items() if hasattr(leaf, "shape")}
+    expected = {name: f"{tuple(leaf.shape)} {leaf.dtype}" for name, leaf in wanted.items()}
+    differing = [
+        f"{name}: stored {describe.get(name, 'nothing')}, wanted {expected.get(name, 'nothing')}"
+        for name in sorted(describe.keys() | expected.keys())
+        if describe.get(name) != expected.get(name)
+    ]
+    if differing:
+        lines = "\n".join(f"  - {line}" for line in differing[:20])
+        raise DataError(f"the checkpoint's {part} do not fit this model:\n{lines}\n", str(step_dir), "the config the run was made with")
+    return ocp.load(path, abstract, checkpointable_name=part)
+
+
+def _manifest(directory: pathlib.Path) -> dict:
+    files = {name: {"bytes": (directory / name).stat().st_size, "sha256": _sha256(directory / name)} for name in _files(directory)}
+    return {"format": 1, "files": files}
+
+
+def _files(directory: pathlib.Path) -> list[str]:
+    return sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST)
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(directory: pathlib.Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unused(path: pathlib.Path) -> pathlib.Path:
+    number = 1
+    while path.exists():
+        number += 1
+        path = path.with_name(f"{path.name.rstrip('0123456789')}{number}")
+    return path
+
+
+def _num_bytes(tree) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+@contextlib.contextmanager
+def _disk_errors(path: pathlib.Path, size):
+    """Turns a failed write into TemporaryFailure with the path and the bytes that were needed."""
+    num_bytes = size if isinstance(size, int) else _num_bytes(size)
+    try:
+        yield
+    except MtnlgError:
+        raise
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = full or any(word in str(error) for word in ("No space left", "ENOSPC", "RESOURCE_EXHAUSTED", "File too large"))
+        what = "the disk is full" if full else f"the checkpoint could not be written: {str(error).splitlines()[0]}"
+        cure = f"free {num_bytes} bytes and start again; older checkpoints are untouched"
+        raise TemporaryFailure(what, str(path), cure) from error

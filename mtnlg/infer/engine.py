@@ -1,0 +1,114 @@
+"""Generation over token ids: prefill a batch of prompts, then one token a step, the cache updated in place."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mtnlg import spmd
+from mtnlg.core import schema
+from mtnlg.core.errors import ConfigError
+from mtnlg.core.tree import cast
+from mtnlg.infer.sampling import Sampling, sample
+from mtnlg.model import cache as caches
+
+
+class Request(NamedTuple):
+    """One prompt and how to continue it. temperature 0 is greedy; top_k 0 and top_p 1 allow everything."""
+
+    prompt: Sequence[int]
+    max_new_tokens: int = 64
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+class Engine:
+    """A model ready to generate: parameters in the compute dtype and the two compiled programs."""
+
+    def __init__(self, config: schema.Config, mesh: Mesh, params):
+        self.config = config
+        self.dtype = jnp.dtype(config.train.compute_dtype)
+        self.params = jax.jit(functools.partial(cast, dtype=self.dtype))(params)
+        prefill, decode_step = spmd.prefill(config, mesh), spmd.decode_step(config, mesh)
+
+        def first(params, tokens_BL, positions_BL, segment_ids_BL, slots_BL, cache, sampling, lengths_B):
+            logits_BV, cache = prefill(params, tokens_BL, positions_BL, segment_ids_BL, slots_BL, cache)
+            return sample(logits_BV, sampling, lengths_B), cache
+
+        def following(params, tokens_B, positions_B, cache, sampling):
+            logits_BV, cache = decode_step(params, tokens_B, positions_B, cache)
+            return sample(logits_BV, sampling, positions_B + 1), cache
+
+        self._first = jax.jit(first, donate_argnums=5)
+        self._following = jax.jit(following, donate_argnums=3)
+
+    def check(self, request: Request) -> None:
+        """Raises ConfigError for a request that the model cannot honour."""
+        limit, longest = self.config.model.seq_len, len(request.prompt) + request.max_new_tokens
+        if not request.prompt:
+            raise ConfigError("the prompt has no tokens", "prompt", "at least one token; the end-of-document token starts afresh")
+        if max(request.prompt) >= self.config.model.vocab_size or min(request.prompt) < 0:
+            raise ConfigError(f"the prompt has ids beyond the vocabulary of {self.config.model.vocab_size}", "prompt")
+        if self.config.model.position == "learned" and longest > limit:
+            cure = f"at most {limit - len(request.prompt)} new tokens" if len(request.prompt) < limit else "a shorter prompt"
+            raise ConfigError(
+                f"{len(request.prompt)} tokens of prompt and {request.max_new_tokens} new ones exceed the {limit} learned positions", "prompt", cure
+            )
+        if request.max_new_tokens < 1 or request.temperature < 0 or request.top_k < 0 or not 0 < request.top_p <= 1:
+            raise ConfigError(f"sampling out of range: {request._replace(prompt='...')}", "sampling", "temperature >= 0, top_k >= 0, 0 < top_p <= 1")
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[np.ndarray]:
+        """Yields the new tokens of all rows [B] int32, step after step, up to the longest request; stop by closing the iterator."""
+        for request in requests:
+            self.check(request)
+        lengths_B = np.array([len(r.prompt) for r in requests], np.int32)
+        # Lengths are rounded up so that prompts of like length share one compiled program.
+        width, steps = _round_up(int(lengths_B.max())), max(r.max_new_tokens for r in requests)
+        slots = _round_up(width + steps)
+        places_L = np.arange(width, dtype=np.int32)
+        real_BL = places_L < lengths_B[:, None]
+        tokens_BL = np.zeros((len(requests), width), np.int32)
+        for row, request in enumerate(requests):
+            tokens_BL[row, : len(request.prompt)] = request.prompt
+        positions_BL = np.where(real_BL, places_L, 0).astype(np.int32)
+        slots_BL = np.where(real_BL, places_L, slots).astype(np.int32)  # padding is dropped
+        sampling = Sampling(
+            *(
+                jnp.asarray([getattr(r, field) for r in requests], dtype)
+                for field, dtype in (("temperature", jnp.float32), ("top_k", jnp.int32), ("top_p", jnp.float32), ("seed", jnp.uint32))
+            )
+        )
+        cache = caches.empty(self.config.model, len(requests), slots, self.dtype)
+        tokens_B, cache = self._first(
+            self.params, tokens_BL, positions_BL, real_BL.astype(np.int32), slots_BL, cache, sampling, jnp.asarray(lengths_B)
+        )
+        yield np.asarray(tokens_B)
+        for offset in range(steps - 1):
+            tokens_B, cache = self._following(self.params, tokens_B, jnp.asarray(lengths_B + offset), cache, sampling)
+            yield np.asarray(tokens_B)
+
+    def generate(self, requests: Sequence[Request], stop_ids: Sequence[int] = ()) -> list[list[int]]:
+        """The new ids of each request, without the stop id that ended it."""
+        outputs: list[list[int]] = [[] for _ in requests]
+        going = [True] * len(requests)
+        for tokens_B in self.stream(requests):
+            for row, request in enumerate(requests):
+                if going[row] and int(tokens_B[row]) in stop_ids:
+                    going[row] = False
+                elif going[row]:
+                    outputs[row].append(int(tokens_B[row]))
+                    going[row] = len(outputs[row]) < request.max_new_tokens
+            if not any(going):
+                break
+        return outputs
+
+
+def _round_up(length: int) -> int:
+    """The next power of two, at least 16."""
+    return max(16, 1 << (length - 1).bit_length())

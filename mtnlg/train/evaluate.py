@@ -1,0 +1,44 @@
+"""Held-out loss: every token scored once, on the mesh."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mtnlg import spmd
+from mtnlg.core import schema
+from mtnlg.parallel import mesh as meshes
+
+
+class Heldout(NamedTuple):
+    """Sums over a held-out text: nats, and the number of scored tokens."""
+
+    nats: float
+    num_tokens: int
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.num_tokens
+
+
+def program(config: schema.Config, mesh: Mesh) -> Callable:
+    """(params, batch) -> scalar sum of weighted negative log-likelihoods, jitted."""
+    score = spmd.score(config, mesh)
+
+    def total(params, batch):
+        nll_BL, _ = score(params, batch)
+        return (nll_BL * batch["weights"]).sum()
+
+    return jax.jit(total)
+
+
+def heldout(score_program: Callable, mesh: Mesh, params, batches: Iterable[dict]) -> Heldout:
+    """Runs over host batches [B, L]; the next one is sent before the last one's sum is read."""
+    sums, num_tokens = [], 0
+    for batch in batches:
+        sums.append(score_program(params, meshes.put(mesh, batch)))
+        num_tokens += int(np.sum(batch["weights"] > 0))
+    return Heldout(float(sum(float(s) for s in jax.device_get(sums))), num_tokens)

@@ -1,0 +1,74 @@
+"""The training loop: steps over an iterator of batches. It knows no files; what happens beside the steps is the caller's."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+
+from mtnlg.core import schema
+from mtnlg.core.errors import NumericalError
+from mtnlg.train import schedule
+from mtnlg.train.schedule import Position
+from mtnlg.train.state import State
+
+
+class Batch(NamedTuple):
+    """What one step reads: fields [M, B, L] on the mesh, and how many of the microbatches and samples count."""
+
+    fields: dict
+    num_microbatches: int
+    num_samples: int
+
+
+class Report(NamedTuple):
+    """What one step said, read when the next one is already running."""
+
+    position: Position
+    learning_rate: float
+    metrics: dict
+
+
+def run(
+    config: schema.Config,
+    step_program: Callable,
+    state: State,
+    position: Position,
+    batches: Iterator[Batch],
+    *,
+    on_report: Callable[[Report], None],
+    on_step: Callable[[State, Position], None],
+    should_stop: Callable[[], bool],
+) -> tuple[State, Position]:
+    """Trains from `position` to train.num_steps, or until should_stop().
+
+    on_step sees the state after each step (evaluate, sample, save); on_report gets each step's metrics one step late, so that the
+    device never waits for the host. Raises NumericalError when a loss is not finite.
+    """
+    total_tokens = schedule.final_position(config).tokens
+    pending = None
+    while position.step < config.train.num_steps and not should_stop():
+        batch = next(batches)
+        after = position.after(batch.num_samples, config.model.seq_len)
+        rate = schedule.learning_rate(config.optimizer, after.tokens, total_tokens)
+        every = config.log.norms_every_steps
+        with_norms = every > 0 and after.step % every == 0
+        state, metrics = step_program(state, batch.fields, batch.num_microbatches, position.step, rate, with_norms)
+        position = after
+        if pending is not None:
+            _deliver(pending, on_report)
+        pending = (Report(position, rate, metrics), with_norms)
+        on_step(state, position)
+    if pending is not None:
+        _deliver(pending, on_report)
+    return state, position
+
+
+def _deliver(pending: tuple[Report, bool], on_report: Callable[[Report], None]) -> None:
+    report, with_norms = pending
+    metrics = jax.device_get({name: value for name, value in report.metrics.items() if with_norms or name != "norms"})
+    if not math.isfinite(metrics["loss"]):
+        raise NumericalError(
+            f"the loss is {metrics['loss']}", f"step {report.position.step}", "a lower optimizer.learning_rate; the last checkpoint is untouched"
+        )
+    on_report(report._replace(metrics=metrics))

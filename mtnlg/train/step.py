@@ -1,0 +1,47 @@
+"""One optimizer step as one compiled program."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from mtnlg import spmd
+from mtnlg.core import schema
+from mtnlg.model.stats import group_norms
+from mtnlg.train import optimizer as optimizers
+from mtnlg.train.state import State
+
+
+def make(config: schema.Config, mesh: Mesh):
+    """The jitted step: (state, batch, num_microbatches, step, learning_rate, with_norms) -> (state, metrics).
+
+    state is donated. batch: fields [M, B, L] with M enough for the largest batch; num_microbatches of them are used. All scalars are
+    traced, so that ramp, schedule and logging share one program. metrics: scalars `loss` (nats per token), `grad_norm` (before
+    clipping), `target_tokens`, and `norms` ({'grad', 'param': by group, 'activation': [N]}; zeros unless with_norms).
+    """
+    optimizer = optimizers.adamw(config.optimizer)
+    loss_and_grad = spmd.loss_and_grad(config, mesh)
+
+    def step(state: State, batch, num_microbatches, step_number, learning_rate, with_norms):
+        sums = loss_and_grad(state.params, batch, num_microbatches, step_number)
+        grads = jax.tree.map(lambda g: g / sums["weight"].astype(g.dtype), sums["grads"])
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        params = optimizers.apply(state.params, updates, learning_rate)
+
+        def norms():
+            return {
+                "grad": group_norms(grads),
+                "param": group_norms(state.params),
+                "activation": sums["rms_N"] / num_microbatches.astype(sums["rms_N"].dtype),
+            }
+
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(norms))
+        metrics = {
+            "loss": sums["loss"] / sums["weight"],
+            "grad_norm": optax.tree.norm(grads),
+            "target_tokens": sums["weight"],
+            "norms": jax.lax.cond(with_norms, norms, lambda: nothing),
+        }
+        return State(params, optimizer_state), metrics
+
+    return jax.jit(step, donate_argnums=0)
