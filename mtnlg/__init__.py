@@ -1,3 +1,10 @@
 """mtnlg: GPT-style language models in the line of Megatron-Turing NLG 530B, in JAX and Flax."""
 
 __version__ = "0.1.0"
+
+
+def from_pretrained(path):
+    """The model of a run's folder or of one checkpoint, ready to generate: see `mtnlg.lm.LanguageModel`."""
+    from mtnlg import lm
+
+    return lm.from_pretrained(path)

@@ -101,9 +101,8 @@ def _data(config):
 
 def _mesh(config):
     for name in ("replica", "pipe", "data", "context", "tensor"):
-        degree = getattr(config.mesh, name)
-        if degree != 1:
-            yield f"mesh.{name}={degree}: only 1 works in this version; --config.mesh.{name}=1"
+        if getattr(config.mesh, name) < 1:
+            yield f"mesh.{name}={getattr(config.mesh, name)} must be at least 1"
 
 
 def _divisor(whole: int, near: int) -> int:

@@ -49,12 +49,12 @@ def prepare(config: schema.Config, directory: str | pathlib.Path, *, progress: b
 
 
 def train_text(config: schema.Config, source_name: str) -> Iterator[bytes]:
-    """The documents of a source that are trained on, as UTF-8, read from the source again."""
+    """The documents of a source that are trained on, as UTF-8, read from the source again; source_name as in `Prepared`."""
     return _text(config, source_name, heldout=False)
 
 
 def heldout_text(config: schema.Config, source_name: str) -> Iterator[bytes]:
-    """The documents of a source that are held out, as UTF-8, read from the source again."""
+    """The documents of a source that are held out, as UTF-8, read from the source again; source_name as in `Prepared`."""
     return _text(config, source_name, heldout=True)
 
 

@@ -103,16 +103,17 @@ def read(directory: pathlib.Path, wanted: dict) -> Prepared | None:
     try:
         content = json.loads(path.read_text())
         held = content["fingerprint"]
-        differing = [f"{key} is {_show(held.get(key))} there, {_show(wanted.get(key))} now" for key in held | wanted
-                     if held.get(key) != wanted.get(key)]
-        prepared = Prepared(directory / content["tokenizer"], tuple(_source(directory, **entry) for entry in content["sources"]))
+        differing = [
+            f"{key} is {_show(held.get(key))} there, {_show(wanted.get(key))} now"
+            for key in held | wanted
+            if held.get(key) != wanted.get(key)
+        ]
+        if differing:
+            cure = f"another data.directory, or delete {directory}"
+            raise ConfigError(f"other tokens are prepared there: {'; '.join(differing)}", str(directory), cure)
+        return Prepared(directory / content["tokenizer"], tuple(_source(directory, **entry) for entry in content["sources"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"the manifest is damaged: {error!r}", str(path), f"delete {directory} and start again") from None
-    if differing:
-        raise ConfigError(
-            f"other tokens are prepared there: {'; '.join(differing)}", str(directory), f"another data.directory, or delete {directory}"
-        )
-    return prepared
 
 
 def _source(directory: pathlib.Path, name: str, train: dict, heldout: dict, drops: dict) -> PreparedSource:

@@ -4,7 +4,6 @@ A model that has learned anything about the language beats both.
 """
 
 import lzma
-import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np

@@ -12,7 +12,7 @@ import pathlib
 import sysconfig
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -90,14 +90,14 @@ def files(source: str) -> Iterator[SourceFile]:
         yield SourceFile(path.name, path)
 
 
-def _walk(root: pathlib.Path, wanted: Callable[[str], bool], skipped: frozenset | set = frozenset()) -> Iterator[SourceFile]:
+def _walk(root: pathlib.Path, wanted: Callable[[str], bool], skipped: Set[str] = frozenset()) -> Iterator[SourceFile]:
     """The wanted files below a folder, holding the names of one folder at a time."""
 
     def refuse(error: OSError):
         raise MissingInput(f"cannot be read: {error.strerror}", error.filename, "permission to read it") from error
 
     for folder, subfolders, names in os.walk(root, onerror=refuse):
-        subfolders[:] = sorted(set(subfolders) - skipped)
+        subfolders[:] = sorted(name for name in subfolders if name not in skipped)
         for name in sorted(filter(wanted, names)):
             path = pathlib.Path(folder, name)
             yield SourceFile(path.relative_to(root).as_posix(), path)
@@ -116,8 +116,7 @@ def _txt(file: SourceFile, stream: BinaryIO, limit: int, drops: Counter) -> Iter
         number += 1
         yield from _document(f"{file.id}#{number}", buffer[:end], drops)
         buffer = buffer[end:] + stream.read(limit + 1 - (len(buffer) - end))
-    if buffer or not number:
-        yield from _document(f"{file.id}#{number + 1}" if number else file.id, buffer, drops)
+    yield from _document(f"{file.id}#{number + 1}" if number else file.id, buffer, drops)
 
 
 def _cut(text: bytes) -> int:
@@ -157,11 +156,7 @@ def _jsonl(file: SourceFile, stream: BinaryIO, limit: int, drops: Counter) -> It
             continue
         record = _record(decoded, f"{file.path}:{number}")
         id = record.get("id")
-        try:
-            data = record["text"].encode()
-        except UnicodeEncodeError:  # half a surrogate pair, written as an escape
-            drops["invalid utf-8"] += 1
-            continue
+        data = record["text"].encode("utf-8", "surrogatepass")  # half a pair, written as an escape, is found when it is decoded
         yield from _document(f"{file.id}:{number}" if id is None else str(id), data, drops)
 
 

@@ -34,7 +34,7 @@ class Engine:
     def __init__(self, config: schema.Config, mesh: Mesh, params):
         self.config = config
         self.dtype = jnp.dtype(config.train.compute_dtype)
-        self.params = jax.jit(functools.partial(cast, dtype=self.dtype))(params)
+        self.load(params)
         prefill, decode_step = spmd.prefill(config, mesh), spmd.decode_step(config, mesh)
 
         def first(params, tokens_BL, positions_BL, segment_ids_BL, slots_BL, cache, sampling, lengths_B):
@@ -47,6 +47,10 @@ class Engine:
 
         self._first = jax.jit(first, donate_argnums=5)
         self._following = jax.jit(following, donate_argnums=3)
+
+    def load(self, params) -> None:
+        """Takes other weights of the same model; the compiled programs stay."""
+        self.params = jax.jit(functools.partial(cast, dtype=self.dtype))(params)
 
     def check(self, request: Request) -> None:
         """Raises ConfigError for a request that the model cannot honour."""

@@ -11,7 +11,7 @@ from mtnlg.core.errors import ConfigError
 
 VARIABLE = "MTNLG_KEEP_FREED_PAGES"
 _OTHER_ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
-_SETTINGS = (  # mallopt's numbers from glibc's malloc.h; each alone is not enough
+_SETTINGS = (  # mallopt's numbers from glibc's malloc.h; without any one of them pages go back
     (-8, 1),  # M_ARENA_MAX: one heap for all threads; only the main one grows without bound
     (-4, 0),  # M_MMAP_MAX: large blocks come from that heap too, not from mmap, whose pages go at once
     (-1, -1),  # M_TRIM_THRESHOLD: the heap never shrinks

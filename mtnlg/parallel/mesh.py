@@ -13,13 +13,12 @@ BATCH = P(("replica", "data"), "context")  # the specs of a batch array [B, L]
 
 
 def make(degrees: schema.Mesh) -> Mesh:
-    """The mesh over the first devices at hand. Raises ConfigError when there are fewer than the degrees multiply to."""
-    shape = tuple(getattr(degrees, axis) for axis in AXES)
-    devices = jax.devices()
-    needed = int(np.prod(shape))
-    if needed > len(devices):
-        raise ConfigError(f"the mesh {dict(zip(AXES, shape, strict=True))} needs {needed} devices, there are {len(devices)}", "mesh")
-    return Mesh(np.asarray(devices[:needed]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    """The mesh over the first device. Raises ConfigError for any degree above 1, which this version cannot honour."""
+    for axis in AXES:
+        if getattr(degrees, axis) != 1:
+            what = f"mesh.{axis}={getattr(degrees, axis)}: this version trains on one device"
+            raise ConfigError(what, f"--config.mesh.{axis}", f"--config.mesh.{axis}=1")
+    return Mesh(np.asarray(jax.devices()[:1]).reshape((1,) * len(AXES)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def put(mesh: Mesh, batch: dict, spec: P = BATCH) -> dict:

@@ -1,0 +1,7 @@
+"""`python -m mtnlg`."""
+
+import sys
+
+from mtnlg.cli.main import main
+
+sys.exit(main())

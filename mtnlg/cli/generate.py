@@ -1,0 +1,39 @@
+"""Continues a prompt with a trained model, streaming to the terminal."""
+
+import argparse
+import sys
+
+from mtnlg.cli import runtime
+from mtnlg.core.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "mtnlg generate (--workdir=RUN | --model=PATH) --prompt=TEXT [options]"
+    parser.add_argument("--workdir", help="a run's folder; its newest checkpoint is taken")
+    parser.add_argument("--model", help="a run's folder or one of its checkpoints/STEP")
+    parser.add_argument("--prompt", required=True, help="the text to continue; - reads standard input")
+    parser.add_argument("--max_new_tokens", type=int, default=64, help="tokens to write at most (default: 64)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token (default: 0.8)")
+    parser.add_argument("--top_k", type=int, default=0, help="only the k likeliest tokens; 0: all (default: 0)")
+    parser.add_argument("--top_p", type=float, default=0.95, help="only the likeliest tokens that reach this probability (default: 0.95)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same text (default: 0)")
+    parser.add_argument("--stop", action="append", default=[], help="end before this text; may be given several times")
+
+
+def run(options: argparse.Namespace, rest: list[str]) -> int:
+    if rest:
+        raise ConfigError(f"unknown argument {rest[0]!r}", "command line", "mtnlg generate --help")
+    if (options.workdir is None) == (options.model is None):
+        raise ConfigError("name one model", "command line", "--workdir=RUN or --model=PATH")
+    runtime.prepare()
+    from mtnlg import lm
+
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    model = lm.from_pretrained(options.workdir or options.model)
+    settings = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
+    sys.stdout.write(prompt)
+    for piece in model.stream(prompt, options.stop, **settings):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    return 0

@@ -1,0 +1,72 @@
+"""`mtnlg VERB ...`: finds the verb's file, runs it, and turns errors into one line and an exit code."""
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+
+from mtnlg.core.errors import ConfigError, MtnlgError
+
+VERBS = {
+    "train": "pretrain a model; started again with the same --workdir it goes on",
+    "generate": "continue a prompt with a trained model",
+    "config": "print, explain and compare configs",
+    "demo": "train a small model on this Python's own library and show what it learnt",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command line and returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        return _run(arguments)
+    except MtnlgError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"mtnlg: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if arguments[0] == "--version":
+        import mtnlg
+
+        print(mtnlg.__version__)
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        raise ConfigError(f"there is no verb {verb!r}", "command line", f"one of {', '.join(VERBS)}")
+    module = importlib.import_module(f"mtnlg.cli.{verb}")
+    parser = Parser(prog=f"mtnlg {verb}", description=module.__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    module.add_arguments(parser)
+    options, config_arguments = parser.parse_known_args(rest)
+    return module.run(options, config_arguments) or 0
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors as ours."""
+
+    def error(self, message: str):
+        raise ConfigError(message, "command line", f"{self.prog} --help")
+
+
+def _overview() -> str:
+    verbs = "\n".join(f"  {name:10} {meaning}" for name, meaning in VERBS.items())
+    return f"""usage: mtnlg VERB [options] [--config=FILE --config.key=value ...]
+
+GPT-style language models in JAX, from raw text to generated text.
+
+{verbs}
+
+`mtnlg VERB --help` tells more; `mtnlg train --help` lists every config key. `--debug` shows tracebacks.
+Exit codes: 0 done, 2 bad config or usage, 16 loss not finite, 65 damaged data, 66 missing input, 73 cannot write, 75 try again."""

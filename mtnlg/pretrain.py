@@ -1,0 +1,297 @@
+"""A whole training run: data, model, loop, checkpoints, reports, in one folder. Started again with the same folder, it goes on."""
+
+import contextlib
+import math
+import pathlib
+import signal
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from mtnlg import checkpoint, lm
+from mtnlg.checkpoint import Checkpoints
+from mtnlg.core import config as configs
+from mtnlg.core import schema
+from mtnlg.core.errors import DataError
+from mtnlg.corpus import build
+from mtnlg.data import tokenizer as tokenizers
+from mtnlg.data.loader import Heldout, Loader, Prefetcher
+from mtnlg.data.store import Store
+from mtnlg.infer.engine import Engine
+from mtnlg.model import count
+from mtnlg.parallel import mesh as meshes
+from mtnlg.run import curves
+from mtnlg.run.folder import RunFolder, change_table
+from mtnlg.run.metrics import Metrics
+from mtnlg.run.progress import Progress
+from mtnlg.train import evaluate, loop, peak, schedule
+from mtnlg.train import state as states
+from mtnlg.train import step as steps
+from mtnlg.train.schedule import Position
+from mtnlg.train.state import State
+
+
+class Result(NamedTuple):
+    """How a run ended. Held-out figures and curves only if it reached its last step."""
+
+    position: Position
+    finished: bool
+    heldout: dict[str, evaluate.Heldout]
+    heldout_bytes: int
+    samples: list[tuple[str, str]]
+    tokens_per_sec: float
+    peak_flops_per_sec: float
+
+
+def pretrain(config: schema.Config, workdir: str, overrides: dict) -> Result:
+    """Trains until train.num_steps, SIGTERM or SIGINT (which save first), from the newest good checkpoint in `workdir` if there is one.
+
+    Raises any MtnlgError; what is already saved stays.
+    """
+    mesh = meshes.make(config.mesh)
+    with RunFolder(workdir) as folder:
+        changed = folder.record(config, overrides)
+        if changed:
+            print(f"the config differs from the last start of this run:\n{change_table(changed)}")
+        with Run(config, folder.path, mesh) as run:
+            return run.train()
+
+
+class Run:
+    """The pieces of a run in its folder, and what happens beside the steps: reports, held-out loss, samples, checkpoints."""
+
+    def __init__(self, config: schema.Config, path: pathlib.Path, mesh: Mesh):
+        self.config, self.path, self.mesh = config, path, mesh
+        self.prepared = build.prepare(config, config.data.directory or path / "data")
+        self.tokenizer = tokenizers.load(self.prepared.tokenizer)
+        self.tokenizer.save(path / "tokenizer")
+        self.checkpoints = Checkpoints(path / "checkpoints", config.checkpoint.keep_last)
+        self.engine: Engine | None = None
+        self.peak_flops_per_sec = peak.best_gemm_flops_per_sec(config.train.compute_dtype)
+        self.flops_per_token = count.flops_per_token(config.model)
+        self.score = evaluate.program(config, mesh)
+        self.clock = StepClock()
+
+    def __enter__(self) -> "Run":
+        self.metrics = Metrics(self.path / "metrics.jsonl", tensorboard=self.config.log.tensorboard)
+        self.samples = Metrics(self.path / "samples.jsonl")
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        self.metrics.close()
+        self.samples.close()
+        if kind is None:
+            self.checkpoints.wait()
+
+    def train(self) -> Result:
+        config = self.config
+        state, position = self.restore()
+        self.metrics.cut(position.step)
+        self.samples.cut(position.step)
+        last, heldout, written = config.train.num_steps, {}, []
+        with Progress(last, position.step, config.log.every_steps) as progress, stop_signals() as stopped:
+            self.progress = progress
+            progress.note(self.headline(position))
+            with self.batches(position) as batches:
+                program = steps.make(config, self.mesh)
+                hooks = {"on_report": self.report, "on_step": self.beside, "should_stop": lambda: bool(stopped)}
+                state, position = loop.run(config, program, state, position, batches, **hooks)
+            finished = position.step >= last
+            if finished:
+                heldout = self.evaluate(state, position, None)
+                written = self.write_samples(state, position)
+            if position.step not in self.checkpoints.steps():
+                self.save(state, position)
+            self.checkpoints.wait()
+            progress.note(f"{'finished' if finished else 'stopped, to be continued'} at step {position.step}, saved in {self.path}")
+        if finished:
+            curves.draw(self.path / "metrics.jsonl")
+        num_bytes = sum(source.heldout.num_bytes for source in self.prepared.sources)
+        return Result(position, finished, heldout, num_bytes, written, self.clock.median_rate(), self.peak_flops_per_sec)
+
+    def headline(self, position: Position) -> str:
+        parameters = count.num_params(self.config.model)
+        tokens = schedule.final_position(self.config).tokens
+        origin = f"goes on at step {position.step}" if position.step else "starts"
+        device = jax.devices()[0]
+        return (
+            f"{self.config.name}: {parameters:,} parameters, {tokens:,} tokens in {self.config.train.num_steps} steps, {origin}, on "
+            f"{self.mesh.size} {device.device_kind}; best matrix product {self.peak_flops_per_sec / 1e9:,.0f} GFLOP/s in "
+            f"{self.config.train.compute_dtype}; MFU counts 6N + 12LHQT FLOPs a token against it"
+        )
+
+    def restore(self) -> tuple[State, Position]:
+        """The newest good checkpoint of this run, else the weights of init.from, else fresh ones."""
+        config, found = self.config, self.checkpoints.newest_good()
+        if found is None and config.init.from_ is not None:
+            source = checkpoint.find(config.init.from_)
+            checkpoint.require_good(source)
+            self.require_same_tokenizer(source)
+            return states.make(config, self.mesh)._replace(params=lm.load_params(source, config, self.mesh)), Position()
+        if found is None:
+            return states.make(config, self.mesh), Position()
+        self.require_same_tokenizer(found)
+        abstract, meta = states.abstract(config, self.mesh), checkpoint.meta(found)
+        state = State(*(checkpoint.load(found, part, getattr(abstract, part)) for part in State._fields))
+        return state, Position(*(meta[field] for field in Position._fields))
+
+    def require_same_tokenizer(self, step_dir: pathlib.Path) -> None:
+        if checkpoint.meta(step_dir)["tokenizer_sha256"] != self.tokenizer.sha256:
+            raise DataError("the checkpoint was trained with another tokenizer", str(step_dir), f"data.tokenizer={step_dir.parent.parent}/tokenizer")
+
+    @contextlib.contextmanager
+    def batches(self, position: Position) -> Iterator[Iterator[loop.Batch]]:
+        """Batches from `position` on, made one step ahead in a thread."""
+        config, model, train = self.config, self.config.model, self.config.train
+        stores = [Store(source.train.prefix, vocab_size=model.vocab_size) for source in self.prepared.sources]
+        loader = Loader(
+            stores,
+            config.data.weights,
+            seq_len=model.seq_len,
+            seed=config.seed,
+            order=config.data.order,
+            num_samples=schedule.final_position(config).samples,
+            reset_at_documents=config.data.reset_at_documents,
+            eod_id=self.tokenizer.eod_id,
+        )
+        rows = train.microbatch_size or train.batch_size
+        most = train.batch_size // rows
+
+        def make(samples: int) -> dict:
+            size = schedule.batch_size(train, samples)
+            fields = loader.batch(np.arange(samples, samples + size))
+            microbatches = {name: a.reshape(-1, rows, model.seq_len) for name, a in fields.items()}
+            return {name: np.pad(a, [(0, most - len(a)), (0, 0), (0, 0)]) for name, a in microbatches.items()}
+
+        def starts() -> Iterator[int]:
+            samples = position.samples
+            while True:
+                yield samples
+                samples += schedule.batch_size(train, samples)
+
+        def on_mesh(prefetched) -> Iterator[loop.Batch]:
+            for samples, fields in prefetched:
+                size = schedule.batch_size(train, samples)
+                yield loop.Batch(meshes.put(self.mesh, fields, P(None, *meshes.BATCH)), size // rows, size)
+
+        with Prefetcher(lambda samples: (samples, make(samples)), starts()) as prefetched:
+            yield on_mesh(prefetched)
+
+    def report(self, report: loop.Report) -> None:
+        step, values = report.position.step, report.metrics
+        rate = self.clock.step_done(report.position.tokens)
+        if step % self.config.log.every_steps and step != self.config.train.num_steps:
+            return
+        shown = {"loss": float(values["loss"]), "learning_rate": report.learning_rate, "grad_norm": float(values["grad_norm"])}
+        if rate:
+            shown |= {"tokens_per_sec": rate, "mfu": rate * self.flops_per_token / (self.peak_flops_per_sec * self.mesh.size)}
+        norms = {f"{kind}_norm/{name}": float(v) for kind in ("grad", "param") for name, v in values.get("norms", {}).get(kind, {}).items()}
+        scales = values.get("norms", {}).get("activation", ())
+        norms |= {f"activation_rms/block_{layer}": float(v) for layer, v in enumerate(scales)}
+        self.metrics.write(step=step, tokens=report.position.tokens, samples=report.position.samples, **shown, **norms)
+        self.progress.update(step, **shown)
+
+    def beside(self, state: State, position: Position) -> None:
+        """After each step: what is due at it."""
+        config, step = self.config, position.step
+        self.checkpoints.poll()
+        last = step == config.train.num_steps
+
+        def due(every: int) -> bool:
+            return every > 0 and step % every == 0 and not last
+
+        with self.clock.paused():
+            if due(config.eval.every_steps):
+                self.evaluate(state, position, config.eval.max_tokens)
+            if due(config.sample.every_steps):
+                self.write_samples(state, position)
+            if due(config.checkpoint.every_steps):
+                self.save(state, position)
+
+    def evaluate(self, state: State, position: Position, max_tokens: int | None) -> dict[str, evaluate.Heldout]:
+        """Held-out loss of every source and of all together, in metrics and on the screen."""
+        rows, found = self.config.train.microbatch_size or self.config.train.batch_size, {}
+        for source in self.prepared.sources:
+            heldout = Heldout(Store(source.heldout.prefix, vocab_size=self.config.model.vocab_size), seq_len=self.config.model.seq_len)
+            found[source.name] = evaluate.heldout(self.score, self.mesh, state.params, heldout.batches(rows, max_tokens))
+        whole = evaluate.Heldout(sum(h.nats for h in found.values()), sum(h.num_tokens for h in found.values()))
+        values = {"heldout_loss": whole.loss} | ({f"heldout_loss/{name}": h.loss for name, h in found.items()} if len(found) > 1 else {})
+        self.metrics.write(step=position.step, tokens=position.tokens, **values)
+        self.progress.note(f"step {position.step}: held-out loss {', '.join(f'{value:.4f}' for value in values.values())} nats per token")
+        return found
+
+    def write_samples(self, state: State, position: Position) -> list[tuple[str, str]]:
+        """A continuation of every prompt of the config."""
+        sample, seq_len = self.config.sample, self.config.model.seq_len
+        if not sample.prompts:
+            return []
+        if self.engine is None:
+            self.engine = Engine(self.config, self.mesh, state.params)
+        self.engine.load(state.params)
+        model, written = lm.LanguageModel(self.tokenizer, self.engine), []
+        for number, prompt in enumerate(sample.prompts):
+            room = min(sample.max_new_tokens, seq_len - len(self.tokenizer.encode(prompt)))
+            settings = {"max_new_tokens": room, "temperature": sample.temperature, "top_p": sample.top_p, "seed": number}
+            written.append((prompt, model.complete(prompt, **settings)))
+            self.samples.write(step=position.step, prompt=prompt, text=written[-1][1])
+        return written
+
+    def save(self, state: State, position: Position) -> None:
+        meta = position._asdict() | {"config": configs.to_nested(self.config), "tokenizer_sha256": self.tokenizer.sha256}
+        self.checkpoints.save(position.step, state.params, state.optimizer, meta)
+
+
+def bits_per_byte(heldout: evaluate.Heldout, num_bytes: int, vocab_size: int, num_texts: int = 1) -> float:
+    """Bits per byte of the original text; the first token of each text, which has no context, is charged log(vocab_size)."""
+    return (heldout.nats + num_texts * math.log(vocab_size)) / math.log(2) / num_bytes
+
+
+class StepClock:
+    """Tokens per second between steps, without the time spent beside them. The first step, which compiles, does not count."""
+
+    def __init__(self):
+        self._last: tuple[float, int] | None = None
+        self._pause = 0.0
+        self.rates: list[float] = []
+
+    def step_done(self, tokens: int) -> float | None:
+        now = time.perf_counter()
+        if self._last is not None:
+            before, tokens_before = self._last
+            self.rates.append((tokens - tokens_before) / max(now - before - self._pause, 1e-9))
+        self._last, self._pause = (now, tokens), 0.0
+        return self.rates[-1] if self.rates else None
+
+    def median_rate(self) -> float:
+        """Tokens per second of the median step; NaN before the second step."""
+        return float(np.median(self.rates)) if self.rates else math.nan
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._pause += time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list]:
+    """A list that is filled when SIGTERM or SIGINT arrives; a second signal acts as it always did."""
+    received: list[int] = []
+    before = {}
+
+    def note(number, frame):
+        received.append(number)
+        signal.signal(number, before[number])
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
