@@ -1,0 +1,148 @@
+"""Who may import whom, held transitively: every module is imported in a fresh process, and what came along is looked at."""
+
+import ast
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "mtnlg"
+
+# docs/design.md, "The rooms": for each room, the rooms it may import.
+ALLOWED = {
+    "core": set(),
+    "data": {"core"},
+    "corpus": {"core", "data"},
+    "model": {"core"},
+    "parallel": {"core"},
+    "spmd": {"core", "model", "parallel"},
+    "checkpoint": {"core", "parallel"},
+    "train": {"core", "spmd", "checkpoint", "parallel", "model"},
+    "infer": {"core", "spmd", "parallel", "model"},
+    "run": {"core"},
+    "launch": {"core"},
+    "lm": {"core", "data", "checkpoint", "infer", "run", "parallel", "model", "spmd"},
+    "pretrain": {"core", "data", "corpus", "model", "parallel", "spmd", "checkpoint", "train", "infer", "run", "lm"},
+}
+ALLOWED["cli"] = set(ALLOWED)
+# Libraries that live in one room: name -> the rooms that may import them directly.
+HOMES = {
+    "flax": {"model"},
+    "optax": {"train"},
+    "orbax": {"checkpoint"},
+    "sentencepiece": {"data"},
+    "tokenizers": {"data"},
+    "ml_collections": {"core"},
+    "matplotlib": {"run"},
+    "tensorboardX": {"run"},
+    "zstandard": {"corpus"},
+}
+NO_JAX = ("core.schema", "core.config", "core.errors", "core.validate", "data", "corpus", "run", "launch", "cli")
+MAX_LINES = 400
+
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py")
+)
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def loads_jax_allowed(module: str) -> bool:
+    name = module.removeprefix("mtnlg.")
+    return not any(name == prefix or name.startswith(prefix + ".") for prefix in NO_JAX)
+
+
+def imports_of(path: pathlib.Path) -> set[str]:
+    """Every module that a file names in an import, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """{module: names in sys.modules after importing it alone}; one process that forks for each module."""
+    script = f"""
+import importlib, json, os, sys
+result = {{}}
+for name in {MODULES!r}:
+    read, write = os.pipe()
+    if os.fork() == 0:
+        importlib.import_module(name)
+        with os.fdopen(write, "w") as out:
+            json.dump(sorted(sys.modules), out)
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as out:
+        result[name] = json.load(out)
+    os.wait()
+print(json.dumps(result))
+"""
+    out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(out.stdout)
+
+
+def test_every_room_is_on_the_list():
+    assert {room(m) for m in MODULES} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_rooms_import_only_what_they_may(module, loaded):
+    rooms = {room(name) for name in loaded[module] if name.startswith("mtnlg.")} - {room(module)}
+    assert rooms <= ALLOWED[room(module)], f"{module} pulls in {rooms - ALLOWED[room(module)]}"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not loads_jax_allowed(m)])
+def test_no_jax(module, loaded):
+    assert not {"jax", "flax", "orbax"} & set(loaded[module])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_inside_functions_obey_too(module):
+    """A lazy import may save time, but not lead anywhere else."""
+    named = imports_of(ROOT / (module.replace(".", "/") + ".py"))
+    rooms = {room(name) for name in named if name.startswith("mtnlg.")} - {room(module)}
+    assert rooms <= ALLOWED[room(module)]
+    for library, homes in HOMES.items():
+        if any(name.split(".")[0] == library for name in named):
+            assert room(module) in homes, f"{module} imports {library}, which lives in {homes}"
+
+
+def test_shard_map_is_called_in_one_file():
+    callers = [m for m in MODULES if "jax.shard_map" in (ROOT / (m.replace(".", "/") + ".py")).read_text()]
+    assert callers == ["mtnlg.spmd"]
+
+
+def test_model_and_spmd_name_no_float32():
+    """float64 parity is float64 throughout: float32 appears only as the floor of promote_types."""
+    for path in [*(PACKAGE / "model").glob("*.py"), PACKAGE / "spmd.py"]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") != "promote_types":
+                inner = [a for a in ast.walk(node) if isinstance(a, ast.Attribute) and a.attr == "float32"]
+                outer = [c for c in ast.walk(node) if isinstance(c, ast.Call) and getattr(c.func, "attr", "") == "promote_types"]
+                covered = {id(a) for c in outer for a in ast.walk(c)}
+                assert all(id(a) in covered for a in inner), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_stay_small(module):
+    path = ROOT / (module.replace(".", "/") + ".py")
+    assert len(path.read_text().splitlines()) <= MAX_LINES
+    assert path.name != "utils.py"
+
+
+def test_the_probe_sees_a_forbidden_import(tmp_path):
+    """Negative control: the rule above does notice jax where it must not be."""
+    script = "import sys, mtnlg.core.schema; a = 'jax' in sys.modules; import mtnlg.core.tree; print(a, 'jax' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["False", "True"]
