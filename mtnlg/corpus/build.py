@@ -1,18 +1,19 @@
 """From `data.source` to a directory of tokens, once, before training: split, tokenizer, stores, manifest."""
 
 import contextlib
-import errno
 import pathlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
 
 from mtnlg.core import schema
-from mtnlg.core.errors import CannotWrite, ConfigError, DataError, TemporaryFailure
+from mtnlg.core.errors import ConfigError, DataError
 from mtnlg.corpus import manifest, split
 from mtnlg.corpus.manifest import Prepared, PreparedSource, PreparedStore
+from mtnlg.data import files
 from mtnlg.data import tokenizer as tokenizers
 from mtnlg.data.store import Store, StoreWriter
+from mtnlg.data.tokenizer import Tokenizer
 
 _BATCH_BYTES = 4_000_000  # text tokenised at once
 _TRAINED = ("bpe", "unigram")
@@ -36,15 +37,18 @@ def prepare(config: schema.Config, directory: str | pathlib.Path, *, progress: b
         _require_whole(prepared, directory)
         say(f"{directory}: already prepared, used as it is ({_describe(prepared.sources)})")
         return prepared
-    surveys = [split.survey(source, config.data) for source in config.data.source]
-    with _writing(directory):
+    with files.translate_errors(directory, 0):
         directory.mkdir(parents=True, exist_ok=True)
-        tokenizer = given or _train_tokenizer(config, surveys, directory, say)
-        path = tokenizer.save(directory / "tokenizer")
-        names = split.names(config.data.source)
-        made = tuple(_tokenise(name, survey, tokenizer, directory, progress) for name, survey in zip(names, surveys, strict=True))
-        prepared = Prepared(path, made)
-        manifest.write(directory, prepared, wanted)
+    surveys = [split.survey(source, config.data) for source in config.data.source]
+    if given:
+        tokenizer, path = given, given.save(directory / "tokenizer")
+    else:
+        tokenizer, path = _train_tokenizer(config, surveys, directory / "tokenizer" / "tokenizer.model", say)
+    if tokenizer.vocab_size < config.model.vocab_size:
+        say(f"tokenizer: {tokenizer.vocab_size} tokens; the others of model.vocab_size={config.model.vocab_size} will never occur")
+    pairs = zip(split.names(config.data.source), surveys, strict=True)
+    prepared = Prepared(path, tuple(_tokenise(name, survey, tokenizer, directory, progress) for name, survey in pairs))
+    manifest.write(directory, prepared, wanted)
     return prepared
 
 
@@ -65,7 +69,7 @@ def _text(config: schema.Config, source_name: str, heldout: bool) -> Iterator[by
             yield text.encode()
 
 
-def _load_tokenizer(config: schema.Config):
+def _load_tokenizer(config: schema.Config) -> Tokenizer:
     tokenizer = tokenizers.load(config.data.tokenizer)
     size = config.model.vocab_size
     if tokenizer.vocab_size > size:
@@ -77,23 +81,16 @@ def _load_tokenizer(config: schema.Config):
     return tokenizer
 
 
-def _train_tokenizer(config: schema.Config, surveys: list[split.Survey], directory: pathlib.Path, say):
+def _train_tokenizer(config: schema.Config, surveys: list[split.Survey], path: pathlib.Path, say) -> tuple[Tokenizer, pathlib.Path]:
     data, size = config.data, config.model.vocab_size
     start = time.monotonic()
-    tokenizer = tokenizers.train(
-        split.sample(surveys, data.tokenizer_train_bytes),
-        directory / "tokenizer",
-        kind=data.tokenizer,
-        vocab_size=size,
-        max_bytes=data.tokenizer_train_bytes,
-    )
+    texts = split.sample(surveys, data.tokenizer_train_bytes)
+    tokenizer = tokenizers.train(texts, path, kind=data.tokenizer, vocab_size=size, max_bytes=data.tokenizer_train_bytes)
     say(f"tokenizer: {data.tokenizer} with {tokenizer.vocab_size} tokens, trained in {time.monotonic() - start:.0f} s")
-    if tokenizer.vocab_size < size:
-        say(f"tokenizer: the text is too short for model.vocab_size={size}; tokens {tokenizer.vocab_size} and up will never occur")
-    return tokenizer
+    return tokenizer, path
 
 
-def _tokenise(name: str, survey: split.Survey, tokenizer, directory: pathlib.Path, progress: bool) -> PreparedSource:
+def _tokenise(name: str, survey: split.Survey, tokenizer: Tokenizer, directory: pathlib.Path, progress: bool) -> PreparedSource:
     start = time.monotonic()
     prefixes = [directory / f"{name}.{side}" for side in ("train", "heldout")]
     with contextlib.ExitStack() as stack:
@@ -105,7 +102,7 @@ def _tokenise(name: str, survey: split.Survey, tokenizer, directory: pathlib.Pat
                 num_bytes = len(text.encode())
                 writers[heldout].add([*ids, tokenizer.eod_id], num_bytes=num_bytes)
                 bar.update(num_bytes)
-    source = PreparedSource(name, *(_measure(prefix) for prefix in prefixes), survey.drops)
+    source = PreparedSource(name, *(_measure(prefix, tokenizer) for prefix in prefixes), survey.drops)
     if progress:
         speed = survey.num_bytes / 1e6 / (time.monotonic() - start)
         left_out = "; left out: " + ", ".join(f"{count} {reason}" for reason, count in survey.drops.items())
@@ -126,16 +123,20 @@ def _batches(sides: Iterable[tuple[bool, str]]) -> Iterator[list[tuple[bool, str
         yield batch
 
 
-def _measure(prefix: pathlib.Path) -> PreparedStore:
-    store = Store(prefix)
+def _measure(prefix: pathlib.Path, tokenizer: Tokenizer) -> PreparedStore:
+    """What a store holds. Raises DataError when another tokenizer made it, or its sidecar is gone."""
+    store = Store(prefix, vocab_size=tokenizer.vocab_size)
+    if not store.sidecar or store.sidecar["tokenizer_sha256"] != tokenizer.sha256:
+        raise DataError("the tokens are not of the tokenizer beside them", str(prefix), "a fresh data.directory")
     return PreparedStore(prefix, store.num_tokens, store.sidecar["num_bytes"], store.num_documents)
 
 
 def _require_whole(prepared: Prepared, directory: pathlib.Path) -> None:
-    """Raises DataError unless the stores hold what the manifest says."""
+    """Raises DataError, or MissingInput, unless tokenizer and stores are what the manifest says."""
+    tokenizer = tokenizers.load(prepared.tokenizer)
     for source in prepared.sources:
         for side in (source.train, source.heldout):
-            if _measure(side.prefix) != side:
+            if _measure(side.prefix, tokenizer) != side:
                 raise DataError("the tokens are not those of the manifest", str(side.prefix), f"delete {directory} and start again")
 
 
@@ -154,14 +155,3 @@ def _describe(prepared: Iterable[PreparedSource]) -> str:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _writing(directory: pathlib.Path):
-    """Turns what the file system says into TemporaryFailure (full) or CannotWrite."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise TemporaryFailure("the disk is full", str(directory), "free space there and start again") from error
-        raise CannotWrite(f"cannot write: {error.strerror or error}", str(directory), "a data.directory you may write to") from error

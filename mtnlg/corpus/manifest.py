@@ -5,7 +5,6 @@
 
 import hashlib
 import json
-import os
 import pathlib
 import platform
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError, DataError, MissingInput
 from mtnlg.corpus import sources, split
+from mtnlg.data import files
 
 FILE = "manifest.json"
 _FORMAT = 1  # of the split, the stores and this file: a prepared directory of another format is not reused
@@ -77,19 +77,15 @@ def _identity(name: str, source: str) -> str:
 
 
 def write(directory: pathlib.Path, prepared: Prepared, wanted: dict) -> None:
-    """Makes the directory a prepared one. Raises OSError."""
+    """Makes the directory a prepared one, in one step. Raises CannotWrite, TemporaryFailure."""
 
     def store(side: PreparedStore) -> dict:
         return vars(side) | {"prefix": side.prefix.name}
 
     listed = [vars(s) | {"train": store(s.train), "heldout": store(s.heldout)} for s in prepared.sources]
     tokenizer = prepared.tokenizer.relative_to(directory).as_posix()
-    partial = directory / (FILE + ".partial")
-    with open(partial, "w") as file:
-        json.dump({"fingerprint": wanted, "tokenizer": tokenizer, "sources": listed}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, directory / FILE)
+    content = json.dumps({"fingerprint": wanted, "tokenizer": tokenizer, "sources": listed}, indent=1)
+    files.write_whole(directory / FILE, (content + "\n").encode())
 
 
 def read(directory: pathlib.Path, wanted: dict) -> Prepared | None:

@@ -1,6 +1,6 @@
 """Two yardsticks for a trained model, in bits per byte of the same held-out text: a byte trigram model, and xz.
 
-A model that has learned anything about the language beats both.
+A trained model should beat both; it has seen no more than the trigram model has, and xz has seen only the held-out text.
 """
 
 import lzma

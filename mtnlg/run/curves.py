@@ -128,7 +128,9 @@ def _add_tokens_axis(axes, lines: list[dict]) -> None:
     """A second scale above: tokens need not grow evenly with steps, as the batch may ramp up. Past the last step it goes on as it ended."""
     from matplotlib.ticker import EngFormatter
 
-    steps, tokens = (np.concatenate([[0.0], values]) for values in _series(lines, "tokens"))
+    steps, tokens = _series(lines, "tokens")
+    steps, once = np.unique(np.concatenate([[0.0], steps]), return_index=True)  # held-out lines repeat a step
+    tokens = np.concatenate([[0.0], tokens])[once]
     if steps.size == 1:
         return
     slope = (tokens[-1] - tokens[-2]) / (steps[-1] - steps[-2])

@@ -1,0 +1,256 @@
+"""Text to token ids and back: SentencePiece models, and BPE as the `tokenizers` library reads it (GPT-2's, `tokenizer.json`)."""
+
+import abc
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Iterable
+
+from mtnlg.core.errors import DataError, MissingInput
+from mtnlg.data import files
+
+END_OF_DOCUMENT = "<|endoftext|>"
+SPACE = "\u2581"  # SentencePiece's spelling of a space
+MAX_FILE_BYTES = 50_000_000
+MAX_VOCAB_SIZE = 1 << 22
+
+_OTHER_ENDS = ("<|end_of_text|>", "</s>", "<eos>")
+_UNKNOWN = "\ufffd".encode()
+_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
+
+
+class Tokenizer(abc.ABC):
+    """vocab_size: ids are below it. eod_id: the id that ends a document. sha256: of the bytes that `save` writes.
+
+    Encoding adds no special tokens and finds none in the text: "<|endoftext|>" there is thirteen characters.
+    """
+
+    vocab_size: int
+    eod_id: int
+    sha256: str
+    file_name: str
+
+    def __init__(self, content: bytes, pieces: list[bytes], eod_id: int):
+        self._content, self._pieces = content, pieces
+        self.vocab_size, self.eod_id = len(pieces), eod_id
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self._dummy_prefix = self.decode_bytes(self.encode("a")).startswith(b" ")
+
+    @abc.abstractmethod
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each text. Raises DataError on a string that is not Unicode text (a lone surrogate)."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text. Raises DataError on a string that is not Unicode text (a lone surrogate)."""
+        return self.encode_batch([text])[0]
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The UTF-8 bytes of the pieces, b"" for special tokens; an id alone may give part of a character.
+
+        Raises IndexError on an id outside the vocabulary.
+        """
+        ids = list(ids)
+        if ids and min(ids) < 0:
+            raise IndexError(f"id {min(ids)}")
+        return b"".join([self._pieces[id] for id in ids])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text, without the space that some models put before it; broken UTF-8 becomes U+FFFD."""
+        text = self.decode_bytes(ids).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self._dummy_prefix else text
+
+    def save(self, directory) -> pathlib.Path:
+        """Writes the tokenizer's one file into the folder and returns its path, for `load`. Raises CannotWrite, TemporaryFailure."""
+        path = pathlib.Path(directory) / self.file_name
+        files.write_whole(path, self._content)
+        return path
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model (Kudo and Richardson 2018). Those of `training.train` give any Unicode text back exactly.
+
+    SentencePiece spells a space as U+2581 and so would give a U+2581 of the text back as a space. Such a character is kept apart
+    and encoded as its three byte pieces, which every SentencePiece decodes rightly; a model with a dummy prefix or without byte
+    pieces cannot do that and keeps its own ways.
+    """
+
+    file_name = "tokenizer.model"
+
+    def __init__(self, content: bytes, where: str):
+        import sentencepiece
+
+        try:
+            self._model = model = sentencepiece.SentencePieceProcessor()
+            model.load_from_serialized_proto(content)
+        except (RuntimeError, ValueError) as error:
+            raise DataError("not a SentencePiece model", where, "the whole .model file, copied again") from error
+        ids = range(model.get_piece_size())
+        special = (END_OF_DOCUMENT, *_OTHER_ENDS)
+        ends = [id for id in map(model.piece_to_id, special) if model.is_control(id)]
+        eod_id = model.eos_id() if model.eos_id() >= 0 else next(iter(ends), None)
+        if eod_id is None:
+            raise DataError("the model has no end of document", where, f"a model with an eos piece or one of {', '.join(special)}")
+        byte_ids = [model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+        self._space_ids = byte_ids if all(map(model.is_byte, byte_ids)) else None
+        super().__init__(content, [self._piece_bytes(id) for id in ids], eod_id)
+        if self._dummy_prefix:
+            self._space_ids = None
+
+    def _piece_bytes(self, id: int) -> bytes:
+        if self._model.is_control(id):
+            return b""
+        if self._model.is_unknown(id):
+            return _UNKNOWN
+        return _spelled_bytes(self._model.id_to_piece(id), self._model.is_byte(id))
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        if self._space_ids is None:
+            return self._encode_plain(texts)
+        parts = [text.split(SPACE) for text in texts]
+        encoded = iter(self._encode_plain([part for text in parts for part in text]))
+        batch = []
+        for text in parts:
+            ids = next(encoded)
+            for _ in text[1:]:
+                ids += self._space_ids + next(encoded)
+            batch.append(ids)
+        return batch
+
+    def _encode_plain(self, texts):
+        try:
+            return self._model.encode(texts)
+        except TypeError as error:
+            raise _not_text(error) from error
+
+
+class JsonTokenizer(Tokenizer):
+    """A `tokenizer.json` whose tokens spell bytes: byte-level BPE (Radford et al. 2019, section 2.2), or pieces with byte fallback."""
+
+    file_name = "tokenizer.json"
+
+    def __init__(self, content: bytes, where: str):
+        import tokenizers
+
+        cure = "the whole tokenizer.json, copied again"
+        try:
+            description = json.loads(content)
+            self._model = model = tokenizers.Tokenizer.from_str(content.decode())
+        except Exception as error:  # the library raises a bare Exception
+            raise DataError(f"not a tokenizer: {error}", where, cure) from error
+        model.no_truncation()
+        model.no_padding()
+        vocabulary = model.get_vocab()
+        end = next((token for token in (END_OF_DOCUMENT, *_OTHER_ENDS) if token in vocabulary), None)
+        if end is None:
+            raise DataError("the vocabulary has no end of document", where, f"adding {END_OF_DOCUMENT} to its added_tokens")
+        model.add_special_tokens([end])
+        model.encode_special_tokens = True
+
+        if max(vocabulary.values()) >= MAX_VOCAB_SIZE:
+            raise DataError(f"an id is {max(vocabulary.values())}, above {MAX_VOCAB_SIZE}", where, cure)
+        decoders = json.dumps(description.get("decoder"))
+        byte_level = '"ByteLevel"' in decoders
+        if byte_level:
+            missing = _LETTERS.keys() - vocabulary.keys()
+            if missing:
+                raise DataError(f"{len(missing)} of the 256 byte letters are not in the vocabulary", where, cure)
+        elif '"ByteFallback"' not in decoders:
+            raise DataError("tokens neither spell bytes nor fall back to them", where, "a byte-level or byte-fallback tokenizer")
+        added = model.get_added_tokens_decoder()
+        pieces = [b""] * (max(vocabulary.values()) + 1)
+        for token, id in vocabulary.items():
+            if id in added:
+                pieces[id] = b"" if added[id].special else token.encode()
+            else:
+                pieces[id] = _letters_bytes(token) if byte_level else _spelled_bytes(token, bool(_BYTE_PIECE.fullmatch(token)))
+        super().__init__(content, pieces, vocabulary[end])
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        try:
+            return [encoding.ids for encoding in self._model.encode_batch_fast(texts, add_special_tokens=False)]
+        except TypeError as error:
+            raise _not_text(error) from error
+
+
+def load(path) -> Tokenizer:
+    """Reads a SentencePiece model, a `tokenizer.json`, or a folder with one of them or with GPT-2's `vocab.json` and `merges.txt`.
+
+    Raises MissingInput when nothing of that kind is there; DataError when it is damaged, ambiguous or larger than 50 MB.
+    """
+    path = pathlib.Path(path)
+    if path.is_file():
+        kind = JsonTokenizer if path.suffix == ".json" else SentencePieceTokenizer
+        return kind(_read(path), str(path))
+    models = sorted(path.glob("*.model"))
+    if len(models) > 1:
+        raise DataError(f"{len(models)} .model files are there", str(path), f"{models[0]}, or another one of them")
+    for file in (*models, path / "tokenizer.json"):
+        if file.is_file():
+            return load(file)
+    if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+        return JsonTokenizer(_gpt2_json(path / "vocab.json", path / "merges.txt"), str(path))
+    raise MissingInput("no tokenizer is there", str(path), "a .model, a tokenizer.json, or a folder with vocab.json and merges.txt")
+
+
+def train(texts: Iterable[str], path, *, kind: str, vocab_size: int, max_bytes: int) -> SentencePieceTokenizer:
+    """Trains a SentencePiece model on the first max_bytes of the texts and writes it to `path`; see `training.train_model`.
+
+    kind: "bpe" or "unigram". vocab_size: of the model, exactly. Raises DataError, naming a vocab_size that works, when the text is
+    too small or too varied for it; CannotWrite, TemporaryFailure.
+    """
+    from mtnlg.data import training
+
+    content = training.train_model(texts, str(path), kind=kind, vocab_size=vocab_size, max_bytes=max_bytes)
+    files.write_whole(pathlib.Path(path), content)
+    return SentencePieceTokenizer(content, str(path))
+
+
+def _read(path: pathlib.Path) -> bytes:
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise DataError(f"a tokenizer of more than {MAX_FILE_BYTES} bytes", str(path), "the right file")
+    return path.read_bytes()
+
+
+def _not_text(error) -> DataError:
+    return DataError(f"the text is not Unicode: {error}", "text to encode", "removing its lone surrogates")
+
+
+def _spelled_bytes(piece: str, is_byte: bool) -> bytes:
+    """The bytes of a SentencePiece piece, as "<0x0A>" or "▁the"."""
+    return bytes([int(piece[3:5], 16)]) if is_byte else piece.replace(SPACE, " ").encode()
+
+
+def _byte_letters() -> dict[str, int]:
+    """GPT-2's visible letter of each byte (encoder.py, bytes_to_unicode)."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+
+
+_LETTERS = _byte_letters()
+
+
+def _letters_bytes(token: str) -> bytes:
+    return bytes(_LETTERS[letter] for letter in token) if all(c in _LETTERS for c in token) else token.encode()
+
+
+def _gpt2_json(vocab_path: pathlib.Path, merges_path: pathlib.Path) -> bytes:
+    """The `tokenizer.json` of GPT-2's two files; written here, so that its hash hangs on no library's version."""
+    try:
+        vocabulary = json.loads(_read(vocab_path))
+        lines = _read(merges_path).decode().split("\n")
+        merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+        eod_id = vocabulary.setdefault(END_OF_DOCUMENT, max(vocabulary.values()) + 1)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise DataError(f"not GPT-2's files: {error}", f"{vocab_path}, {merges_path}", "both files, copied again") from error
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    description = {
+        "version": "1.0",
+        "added_tokens": [{"id": eod_id, "content": END_OF_DOCUMENT, "special": True} | flags],
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
+    }
+    return json.dumps(description, ensure_ascii=False, separators=(",", ":")).encode()

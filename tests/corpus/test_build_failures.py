@@ -1,0 +1,103 @@
+import dataclasses
+import errno
+
+import pytest
+
+from mtnlg.core.errors import CannotWrite, ConfigError, DataError, MissingInput, TemporaryFailure
+from mtnlg.corpus import manifest
+from mtnlg.corpus.build import prepare
+from mtnlg.data import files, store
+
+
+class SmallDisk:
+    """A file on a disk that is full after 500 bytes."""
+
+    def __init__(self, file):
+        self._file, self._room = file, 500
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def write(self, content):
+        self._room -= len(content)
+        if self._room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self._file.write(content)
+
+
+def fill_disk(patch, place):
+    """From now on writing `place`, the tokens or a file of this name, finds the disk full."""
+    if place == "tokens":
+        patch.setattr(store, "open", lambda *args: SmallDisk(open(*args)), raising=False)  # noqa: SIM115
+        return
+    write_synced = files.write_synced
+
+    def write(path, content):
+        if path.name.startswith(place):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_synced(path, content)
+
+    patch.setattr(files, "write_synced", write)
+
+
+@pytest.mark.parametrize("place", ["tokens", "folded.train.idx", "tokenizer", "manifest"])
+def test_a_full_disk_is_temporary_and_harms_nothing(tmp_path, corpus, tokenizer_path, monkeypatch, place, contents):
+    config = corpus.config(tokenizer=tokenizer_path)
+    earlier = prepare(config, tmp_path / "out", progress=False)
+    before = contents(tmp_path / "out")
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, heldout_fraction=0.5))
+    with monkeypatch.context() as patch:
+        fill_disk(patch, place)
+        with pytest.raises(TemporaryFailure, match="no space left.*Try: free some space"):
+            prepare(config, tmp_path / "new", progress=False)
+        with pytest.raises(ConfigError):
+            prepare(other, tmp_path / "out", progress=False)
+        assert prepare(config, tmp_path / "out", progress=False) == earlier
+    assert contents(tmp_path / "out") == before
+    assert not (tmp_path / "new" / manifest.FILE).exists() and not list((tmp_path / "new").rglob("*.tmp"))
+    prepare(config, tmp_path / "new", progress=False)
+    assert (tmp_path / "new" / "folded.train.bin").read_bytes() == (tmp_path / "out" / "folded.train.bin").read_bytes()
+
+
+def test_a_directory_that_cannot_be_made_is_an_error(tmp_path, corpus, tokenizer_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(CannotWrite, match=f"cannot write.*{tmp_path}"):
+        prepare(corpus.config(tokenizer=tokenizer_path), tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda c: "", lambda c: "[]", lambda c: '{"fingerprint": 3}', lambda c: c.replace('"train"', '"trains"')]
+)
+def test_a_damaged_manifest_is_told(tmp_path, corpus, tokenizer_path, damage):
+    config = corpus.config(tokenizer=tokenizer_path)
+    prepare(config, tmp_path / "out", progress=False)
+    path = tmp_path / "out" / manifest.FILE
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(DataError, match="manifest is damaged.*manifest.json.*Try: delete"):
+        prepare(config, tmp_path / "out", progress=False)
+
+
+def test_stores_of_another_directory_are_told(tmp_path, corpus, tokenizer_path):
+    config = corpus.config(tokenizer=tokenizer_path)
+    prepare(config, tmp_path / "out", progress=False)
+    for suffix in ("bin", "idx", "json"):
+        (tmp_path / "out" / f"folded.train.{suffix}").write_bytes((tmp_path / "out" / f"lined.train.{suffix}").read_bytes())
+    with pytest.raises(DataError, match="not those of the manifest.*folded.train.*Try: delete"):
+        prepare(config, tmp_path / "out", progress=False)
+
+
+def test_a_tokenizer_put_in_afterwards_is_told(tmp_path, corpus):
+    config = corpus.config()
+    prepared = prepare(config, tmp_path / "out", progress=False)
+    other = prepare(corpus.config(vocab_size=330), tmp_path / "other", progress=False)
+    prepared.tokenizer.write_bytes(other.tokenizer.read_bytes())
+    with pytest.raises(DataError, match="not of the tokenizer beside them.*lined.train"):
+        prepare(config, tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize("name", ["lined.heldout.bin", "folded.train.idx", "tokenizer/tokenizer.model"])
+def test_a_lost_file_is_told(tmp_path, corpus, name):
+    prepare(corpus.config(), tmp_path / "out", progress=False)
+    (tmp_path / "out" / name).unlink()
+    with pytest.raises(MissingInput, match=name):
+        prepare(corpus.config(), tmp_path / "out", progress=False)
