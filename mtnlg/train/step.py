@@ -9,6 +9,7 @@ from mtnlg import spmd
 from mtnlg.core import schema
 from mtnlg.model.stats import group_norms
 from mtnlg.train import optimizer as optimizers
+from mtnlg.train import state as states
 from mtnlg.train.state import State
 
 
@@ -44,4 +45,5 @@ def make(config: schema.Config, mesh: Mesh):
         }
         return State(params, optimizer_state), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    # The state leaves as it came; otherwise the second step would be compiled again for the compiler's own choice of sharding.
+    return jax.jit(step, donate_argnums=0, out_shardings=(states.shardings(config, mesh), None))

@@ -1,0 +1,224 @@
+"""Whole runs in a folder: resuming is the same run, one compile for a ramp, signals, weights-only starts, nothing saved is lost."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from mtnlg import checkpoint, pretrain
+from mtnlg.core import config as configs
+from mtnlg.core.errors import CannotWrite, DataError, NumericalError, TemporaryFailure
+from mtnlg.run import metrics
+
+TINY = {
+    "model.num_layers": "1",
+    "model.d_model": "16",
+    "model.num_heads": "2",
+    "model.seq_len": "16",
+    "model.vocab_size": "300",
+    "train.batch_size": "4",
+    "train.num_steps": "6",
+    "optimizer.learning_rate": "0.01",
+    "checkpoint.every_steps": "3",
+    "checkpoint.keep_last": "9",
+    "log.every_steps": "1",
+    "log.tensorboard": "false",
+    "sample.max_new_tokens": "4",
+    "data.heldout_fraction": "0.2",
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Forty small documents."""
+    folder = tmp_path_factory.mktemp("text")
+    words = "the quick brown fox jumps over a lazy dog while seven wizards box with quartz".split()
+    random = np.random.default_rng(0)
+    lines = [json.dumps({"text": " ".join(random.choice(words, 60))}) for _ in range(40)]
+    (folder / "docs.jsonl").write_text("\n".join(lines))
+    (folder / "default.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(source, tmp_path_factory):
+    return tmp_path_factory.mktemp("tokens")
+
+
+@pytest.fixture
+def resolve(source, prepared):
+    def resolved(**changes):
+        values = TINY | {"data.source": str(source / "docs.jsonl"), "data.directory": str(prepared)}
+        values |= {name.replace("__", "."): value for name, value in changes.items()}
+        arguments = [f"--config={source / 'default.json'}", *(f"--config.{name}={value}" for name, value in values.items())]
+        return configs.resolve(arguments)
+
+    return resolved
+
+
+def arrays(workdir, step):
+    """Every stored array of a step, by file: what bitwise equality is judged on."""
+    from orbax.checkpoint import v1 as ocp
+
+    path = (pathlib.Path(workdir) / "checkpoints" / str(step)).absolute()
+    parts = {part: ocp.load(path, checkpointable_name=part) for part in ("params", "optimizer")}
+    return {name: np.asarray(leaf) for name, leaf in checkpoint.by_path(parts).items()}
+
+
+def require_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def losses(workdir):
+    return [(line["step"], line["loss"], line["grad_norm"]) for line in metrics.read(f"{workdir}/metrics.jsonl") if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def whole(source, prepared, tmp_path_factory):
+    """A run of six steps without a stop."""
+    workdir = tmp_path_factory.mktemp("whole")
+    values = TINY | {"data.source": str(source / "docs.jsonl"), "data.directory": str(prepared)}
+    config = configs.resolve([f"--config={source / 'default.json'}", *(f"--config.{n}={v}" for n, v in values.items())])
+    pretrain.pretrain(config, str(workdir), {})
+    return workdir
+
+
+def test_three_steps_and_three_more_are_six_bit_for_bit(whole, resolve, tmp_path, monkeypatch):
+    """The first start is stopped by SIGTERM after three steps; the second finds its own way."""
+    seen = []
+    original = pretrain.Run.report
+
+    def stop_at_three(self, report):
+        original(self, report)
+        seen.append(report.position.step)
+        if report.position.step == 2:  # read one step late: the third step is already on its way
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(pretrain.Run, "report", stop_at_three)
+    stopped = pretrain.pretrain(resolve(), str(tmp_path), {})
+    assert (stopped.finished, stopped.position.step) == (False, 3)
+    finished = pretrain.pretrain(resolve(), str(tmp_path), {})
+    assert finished.finished
+    assert seen == [1, 2, 3, 4, 5, 6]
+    require_same(arrays(tmp_path, 6), arrays(whole, 6))
+    assert losses(tmp_path) == losses(whole)
+
+
+def test_metrics_beyond_the_checkpoint_are_cut(whole, resolve, tmp_path):
+    """A run killed after step 5 goes on from step 3: its own steps 4 and 5 are written once more, not twice."""
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    pretrain.pretrain(resolve(), str(tmp_path / "run"), {})
+    assert losses(tmp_path / "run") == losses(whole)
+    require_same(arrays(tmp_path / "run", 6), arrays(whole, 6))
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_older_one_taken(whole, resolve, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    victim = max((tmp_path / "run" / "checkpoints" / "6" / "params").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    pretrain.pretrain(resolve(), str(tmp_path / "run"), {})
+    assert "6 is damaged (params" in capsys.readouterr().out
+    assert (tmp_path / "run" / "checkpoints" / "6.corrupt").is_dir()
+    require_same(arrays(tmp_path / "run", 6), arrays(whole, 6))
+
+
+def test_every_checkpoint_damaged_is_an_error_not_a_fresh_start(whole, resolve, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    for step in ("3", "6"):
+        (tmp_path / "run" / "checkpoints" / step / "meta.json").write_text("{}")
+    with pytest.raises(DataError, match="every checkpoint is damaged"):
+        pretrain.pretrain(resolve(), str(tmp_path / "run"), {})
+
+
+def test_another_model_in_the_same_folder_names_the_leaves(whole, resolve, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    with pytest.raises(DataError, match=r"mlp/up/kernel: stored \(1, 16, 64\) float32, wanted \(1, 16, 32\)"):
+        pretrain.pretrain(resolve(model__d_ff="32"), str(tmp_path / "run"), {})
+
+
+def test_weights_only_start_has_a_fresh_optimizer_and_step_zero(whole, resolve, tmp_path):
+    config = resolve(init__from=str(whole), train__num_steps="0")
+    result = pretrain.pretrain(config, str(tmp_path), {})
+    assert result.position.step == 0
+    mine, theirs = arrays(tmp_path, 0), arrays(whole, 6)
+    require_same(*({n: a for n, a in side.items() if n.startswith("params/")} for side in (mine, theirs)))
+    assert all(not leaf.any() for name, leaf in mine.items() if "/mu/" in name)
+
+
+def test_one_compile_for_the_whole_ramp_and_accumulation_counts(resolve, tmp_path):
+    ramp = {"train__microbatch_size": "2", "train__ramp_start_size": "2", "train__ramp_increment": "2", "train__ramp_samples": "6"}
+    config = resolve(**ramp)
+    compiled = []
+    original = pretrain.steps.make
+
+    def counting(*arguments):
+        compiled.append(original(*arguments))
+        return compiled[-1]
+
+    pretrain.steps.make = counting
+    try:
+        result = pretrain.pretrain(config, str(tmp_path), {})
+    finally:
+        pretrain.steps.make = original
+    assert [program._cache_size() for program in compiled] == [1]
+    assert result.position.samples == 2 + 2 + 2 + 3 * 4
+
+
+def test_a_full_disk_leaves_the_older_checkpoint(resolve, tmp_path, monkeypatch):
+    """The manifest of the second checkpoint meets a full disk."""
+    original, calls = checkpoint._write, []
+
+    def write(path, text):
+        calls.append(path)
+        if path.parent.name == "6.saving":
+            raise OSError(28, "No space left on device")
+        original(path, text)
+
+    monkeypatch.setattr(checkpoint, "_write", write)
+    with pytest.raises(TemporaryFailure, match=r"disk is full .*6\.saving.*free \d+ bytes"):
+        pretrain.pretrain(resolve(), str(tmp_path), {})
+    assert checkpoint.whole_steps(tmp_path / "checkpoints") == [3]
+    assert checkpoint.problems(tmp_path / "checkpoints" / "3") == []
+
+
+def test_a_second_writer_is_refused(resolve, tmp_path):
+    script = f"import fcntl,sys; f=open({str(tmp_path / 'lock')!r},'w'); f.write('77@there'); f.flush(); fcntl.flock(f, fcntl.LOCK_EX); "
+    holder = subprocess.Popen([sys.executable, "-c", script + "print('held', flush=True); sys.stdin.read()"], stdin=-1, stdout=-1, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(CannotWrite, match="77@there"):
+            pretrain.pretrain(resolve(), str(tmp_path), {})
+    finally:
+        holder.communicate("")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(resolve, tmp_path):
+    with pytest.raises(NumericalError, match="step [23]"):
+        pretrain.pretrain(resolve(optimizer__learning_rate="1e30"), str(tmp_path), {})
+    assert checkpoint.whole_steps(tmp_path / "checkpoints") == []
+
+
+def test_weights_and_order_come_from_the_seed(whole, resolve, tmp_path):
+    pretrain.pretrain(resolve(train__num_steps="1"), str(tmp_path / "same"), {})
+    pretrain.pretrain(resolve(train__num_steps="1", seed="4321"), str(tmp_path / "other"), {})
+    assert losses(tmp_path / "same")[0][1] == losses(whole)[0][1]
+    assert losses(tmp_path / "other")[0][1] != losses(whole)[0][1]
+
+
+def test_bf16_trains(resolve, tmp_path):
+    result = pretrain.pretrain(resolve(train__compute_dtype="bfloat16"), str(tmp_path), {})
+    assert result.finished
+    assert all(leaf.dtype == np.float32 for name, leaf in arrays(tmp_path, 6).items() if name.startswith("params/"))
+    assert jax.devices()[0].platform == "cpu"
