@@ -24,6 +24,8 @@ def get_config():
     config.optimizer.schedule = "wsd"
     config.optimizer.wsd_decay_fraction = 0.4
     config.optimizer.min_lr_ratio = 0.0
+    config.train.unroll_layers = True
+    config.checkpoint.every_steps = 100
     config.sample.prompts = ("def read_", "import os\n\nclass ", '    """Return ')
     config.sample.max_new_tokens = 80
     config.log.norms_every_steps = 50

@@ -20,6 +20,7 @@ def get_config():
     config.train.microbatch_size = 16
     config.train.num_steps = 19560
     config.train.compute_dtype = "bfloat16"
+    config.train.recompute = "selective"
     config.optimizer.learning_rate = 6e-4
     config.optimizer.warmup_tokens = 700 * 512 * 1024
     config.optimizer.min_lr_ratio = 0.0

@@ -38,6 +38,7 @@ def get_config(size="1.7b"):
     config.model.init_std = (1 / (3 * width)) ** 0.5
     config.train.batch_size = batch
     config.train.microbatch_size = microbatch
+    config.train.num_steps = 300_000_000_000 // (batch * 2048)
     config.train.compute_dtype = "bfloat16"
     config.train.recompute = "full"
     config.optimizer.learning_rate = rate

@@ -9,7 +9,7 @@ import jax
 from mtnlg import checkpoint
 from mtnlg.core import config as configs
 from mtnlg.core import schema
-from mtnlg.core.errors import DataError, MissingInput
+from mtnlg.core.errors import ConfigError, DataError, MissingInput
 from mtnlg.data import tokenizer as tokenizers
 from mtnlg.infer.engine import Engine, Request
 from mtnlg.model import transformer
@@ -20,12 +20,17 @@ from mtnlg.parallel import specs
 def from_pretrained(path: str | os.PathLike) -> "LanguageModel":
     """The model of a run's folder (its newest checkpoint) or of one `checkpoints/STEP`.
 
-    Raises MissingInput (no checkpoint or tokenizer there) or DataError (damaged, or the tokenizer is not the one trained with).
+    Raises MissingInput (no checkpoint or tokenizer there), DataError (damaged, of another version, or the tokenizer is not the one
+    trained with) or ConfigError (a mesh or a float64 that cannot be honoured here).
     """
     step_dir = checkpoint.find(path)
     checkpoint.require_good(step_dir)
     meta = checkpoint.meta(step_dir)
-    config = configs.from_flat(configs.flatten(meta["config"]))
+    try:
+        config = configs.from_flat(configs.flatten(meta["config"]))
+    except ConfigError as error:
+        what = f"config of another version of mtnlg: {error.what}"
+        raise DataError(what, str(step_dir), "the version of mtnlg that the run's environment.json names") from None
     folder = step_dir.parent.parent / "tokenizer"
     if not folder.exists():
         raise MissingInput("the run has no tokenizer", str(folder), "the folder that training made, whole")
@@ -33,12 +38,14 @@ def from_pretrained(path: str | os.PathLike) -> "LanguageModel":
     if tokenizer.sha256 != meta["tokenizer_sha256"]:
         raise DataError("the tokenizer is not the one the model was trained with", str(folder), "the run's own tokenizer/")
     mesh = meshes.make(config.mesh)
-    return LanguageModel(tokenizer, Engine(config, mesh, load_params(step_dir, config, mesh)))
+    return LanguageModel(tokenizer, Engine(config, mesh, load_params(step_dir, config, mesh), tokenizer.vocab_size))
 
 
 def load_params(step_dir, config: schema.Config, mesh):
     """The weights of a checkpoint, in their storage sharding on the mesh."""
     dtype = jax.numpy.dtype(config.train.param_dtype)
+    if dtype == "float64" and not jax.config.jax_enable_x64:
+        raise ConfigError("weights in float64 need 64-bit mode", "train.param_dtype=float64", "JAX_ENABLE_X64=1 before the command")
     shapes = jax.eval_shape(lambda: transformer.init(config.model, jax.random.key(0), dtype))
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
     return checkpoint.load(step_dir, "params", jax.tree.map(place, shapes, specs.shardings(mesh, specs.STORAGE, shapes)))
@@ -72,14 +79,11 @@ class LanguageModel:
             piece = b"" if token == self.tokenizer.eod_id else self.tokenizer.decode_bytes([token])
             held += decoder.decode(piece, final=ended)
             places = [place for place in (held.find(s) for s in stop if s) if place >= 0]
-            if places:
-                yield held[: min(places)]
-                return
-            safe = len(held) if ended else len(held) - _longest_overlap(held, stop)
+            safe = min(places) if places else len(held) if ended else len(held) - _longest_overlap(held, stop)
             if held[:safe]:
                 yield held[:safe]
             held = held[safe:]
-            if ended:
+            if places or ended:
                 return
 
 

@@ -17,7 +17,7 @@ from mtnlg import checkpoint, lm
 from mtnlg.checkpoint import Checkpoints
 from mtnlg.core import config as configs
 from mtnlg.core import schema
-from mtnlg.core.errors import DataError
+from mtnlg.core.errors import DataError, MtnlgError
 from mtnlg.corpus import build
 from mtnlg.data import tokenizer as tokenizers
 from mtnlg.data.loader import Heldout, Loader, Prefetcher
@@ -85,8 +85,11 @@ class Run:
     def __exit__(self, kind, *_) -> None:
         self.metrics.close()
         self.samples.close()
-        if kind is None:
-            self.checkpoints.wait()
+        try:
+            self.checkpoints.wait()  # a save under way is finished whatever ended the run
+        except MtnlgError:
+            if kind is None:
+                raise
 
     def train(self) -> Result:
         config = self.config
@@ -196,9 +199,9 @@ class Run:
         self.metrics.write(step=step, tokens=report.position.tokens, samples=report.position.samples, **shown, **norms)
         self.progress.update(step, **shown)
 
-    def beside(self, state: State, position: Position) -> None:
+    def beside(self, state: State, report: loop.Report) -> None:
         """After each step: what is due at it."""
-        config, step = self.config, position.step
+        config, position, step = self.config, report.position, report.position.step
         self.checkpoints.poll()
         last = step == config.train.num_steps
 
@@ -211,6 +214,7 @@ class Run:
             if due(config.sample.every_steps):
                 self.write_samples(state, position)
             if due(config.checkpoint.every_steps):
+                loop.require_finite(report)
                 self.save(state, position)
 
     def evaluate(self, state: State, position: Position, max_tokens: int | None) -> dict[str, evaluate.Heldout]:

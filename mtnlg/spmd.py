@@ -48,7 +48,8 @@ def loss_and_grad(config: schema.Config, mesh: Mesh):
             samples_B = first_sample + shard * rows + jnp.arange(rows)
             dropout = prng.Dropout(prng.key(config.seed, prng.DROPOUT, step), samples_B, jnp.arange(length))
         cast_params = cast(params, compute_dtype)
-        x_BLD, rms_N = transformer.hidden(model, cast_params, batch, recompute=train.recompute, dropout=dropout)
+        settings = {"recompute": train.recompute, "unroll": train.unroll_layers, "dropout": dropout}
+        x_BLD, rms_N = transformer.hidden(model, cast_params, batch, **settings)
         total = loss.loss_sum(
             x_BLD.reshape(-1, model.d_model),
             transformer.head_kernel(model, cast_params),

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace, config_arguments: list[str]) -> int:
         peak = result.peak_flops_per_sec
         print(f"\n  speed    {rate:,.0f} tokens/s, MFU {100 * rate * flops / peak:.1f} % of {peak / 1e9:,.0f} GFLOP/s")
     print(f"  curve    {picture}\n  the run  {options.workdir}")
-    print(f"\n  mtnlg generate --workdir={options.workdir} --prompt='def '")
+    print(f"\n  python -m mtnlg generate --workdir={options.workdir} --prompt='def '")
     return 0
 
 

@@ -1,6 +1,7 @@
 """Generation over token ids: prefill a batch of prompts, then one token a step, the cache updated in place."""
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -24,26 +25,28 @@ class Request(NamedTuple):
     max_new_tokens: int = 64
     temperature: float = 0.8
     top_k: int = 0
-    top_p: float = 1.0
+    top_p: float = 0.95
     seed: int = 0
 
 
 class Engine:
     """A model ready to generate: parameters in the compute dtype and the two compiled programs."""
 
-    def __init__(self, config: schema.Config, mesh: Mesh, params):
+    def __init__(self, config: schema.Config, mesh: Mesh, params, num_ids: int | None = None):
+        """num_ids: only ids below it are read and drawn, for a tokenizer smaller than the model; none: the model's vocabulary."""
         self.config = config
+        self.num_ids = num_ids = num_ids or config.model.vocab_size
         self.dtype = jnp.dtype(config.train.compute_dtype)
         self.load(params)
         prefill, decode_step = spmd.prefill(config, mesh), spmd.decode_step(config, mesh)
 
         def first(params, tokens_BL, positions_BL, segment_ids_BL, slots_BL, cache, sampling, lengths_B):
             logits_BV, cache = prefill(params, tokens_BL, positions_BL, segment_ids_BL, slots_BL, cache)
-            return sample(logits_BV, sampling, lengths_B), cache
+            return sample(logits_BV[:, :num_ids], sampling, lengths_B), cache
 
         def following(params, tokens_B, positions_B, cache, sampling):
             logits_BV, cache = decode_step(params, tokens_B, positions_B, cache)
-            return sample(logits_BV, sampling, positions_B + 1), cache
+            return sample(logits_BV[:, :num_ids], sampling, positions_B + 1), cache
 
         self._first = jax.jit(first, donate_argnums=5)
         self._following = jax.jit(following, donate_argnums=3)
@@ -57,15 +60,25 @@ class Engine:
         limit, longest = self.config.model.seq_len, len(request.prompt) + request.max_new_tokens
         if not request.prompt:
             raise ConfigError("the prompt has no tokens", "prompt", "at least one token; the end-of-document token starts afresh")
-        if max(request.prompt) >= self.config.model.vocab_size or min(request.prompt) < 0:
-            raise ConfigError(f"the prompt has ids beyond the vocabulary of {self.config.model.vocab_size}", "prompt")
+        if max(request.prompt) >= self.num_ids or min(request.prompt) < 0:
+            raise ConfigError(f"the prompt has ids beyond the vocabulary of {self.num_ids}", "prompt")
         if self.config.model.position == "learned" and longest > limit:
             cure = f"at most {limit - len(request.prompt)} new tokens" if len(request.prompt) < limit else "a shorter prompt"
             raise ConfigError(
-                f"{len(request.prompt)} tokens of prompt and {request.max_new_tokens} new ones exceed the {limit} learned positions", "prompt", cure
+                f"{len(request.prompt)} tokens of prompt and {request.max_new_tokens} new ones exceed the {limit} learned positions",
+                "prompt",
+                cure,
             )
-        if request.max_new_tokens < 1 or request.temperature < 0 or request.top_k < 0 or not 0 < request.top_p <= 1:
-            raise ConfigError(f"sampling out of range: {request._replace(prompt='...')}", "sampling", "temperature >= 0, top_k >= 0, 0 < top_p <= 1")
+        legal = {
+            "max_new_tokens": (request.max_new_tokens >= 1, "1 or more"),
+            "temperature": (0 <= request.temperature < math.inf, "0 (greedy) or more"),
+            "top_k": (0 <= request.top_k < 2**31, "0 (all) or more"),
+            "top_p": (0 < request.top_p <= 1, "more than 0, at most 1"),
+            "seed": (0 <= request.seed < 2**32, f"0 to {2**32 - 1}"),
+        }
+        for name, (good, cure) in legal.items():
+            if not good:
+                raise ConfigError(f"{name}={getattr(request, name)} is out of range", name, cure)
 
     def stream(self, requests: Sequence[Request]) -> Iterator[np.ndarray]:
         """Yields the new tokens of all rows [B] int32, step after step, up to the longest request; stop by closing the iterator."""

@@ -29,8 +29,9 @@ def allowed(logits_BV, top_k_B, top_p_B):
     within_k = jnp.where(sorted_BV >= kth_B1, sorted_BV, -jnp.inf)
     probs_BV = jax.nn.softmax(within_k, axis=-1)
     before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV  # probability of everything likelier
-    last_B1 = jnp.sum((before_BV < top_p_B[:, None]) & (probs_BV > 0), axis=-1, keepdims=True) - 1
-    border_B1 = jnp.take_along_axis(sorted_BV, jnp.maximum(last_B1, 0), axis=-1)
+    # Rounding can fill the sum before its end: top_p 1 is told apart.
+    inside_BV = (before_BV < top_p_B[:, None]) | (top_p_B[:, None] >= 1)
+    border_B1 = jnp.take_along_axis(sorted_BV, jnp.maximum(jnp.sum(inside_BV, axis=-1, keepdims=True) - 1, 0), axis=-1)
     return (logits_BV >= kth_B1) & (logits_BV >= border_B1)
 
 

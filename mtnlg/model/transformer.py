@@ -53,7 +53,7 @@ def embed(model: schema.Model, embedding: dict, tokens_BL, positions_BL):
     return x_BLD
 
 
-def hidden(model: schema.Model, params: dict, batch: dict, *, recompute: str = "none", dropout: Dropout | None = None):
+def hidden(model: schema.Model, params: dict, batch: dict, *, recompute: str = "none", unroll: bool = False, dropout: Dropout | None = None):
     """The residual stream after the final norm [B, L, D], and the root mean square of every block's output [N].
 
     params in the compute dtype; batch as in the batch contract; `dropout` None when not training.
@@ -76,7 +76,7 @@ def hidden(model: schema.Model, params: dict, batch: dict, *, recompute: str = "
         y_BLD = one(x_BLD, *inputs)
         return y_BLD, jax.lax.stop_gradient(root_mean_square(y_BLD))
 
-    x_BLD, rms_N = jax.lax.scan(body, x_BLD, (params["blocks"], jnp.arange(model.num_layers)))
+    x_BLD, rms_N = jax.lax.scan(body, x_BLD, (params["blocks"], jnp.arange(model.num_layers)), unroll=unroll)
     return final_norm(model, params, x_BLD), rms_N
 
 

@@ -37,13 +37,13 @@ def run(
     batches: Iterator[Batch],
     *,
     on_report: Callable[[Report], None],
-    on_step: Callable[[State, Position], None],
+    on_step: Callable[[State, Report], None],
     should_stop: Callable[[], bool],
 ) -> tuple[State, Position]:
     """Trains from `position` to train.num_steps, or until should_stop().
 
-    on_step sees the state after each step (evaluate, sample, save); on_report gets each step's metrics one step late, so that the
-    device never waits for the host. Raises NumericalError when a loss is not finite.
+    on_step sees the state after each step, its metrics still on the device (evaluate, sample, save); on_report gets each step's
+    metrics one step late, so that the device never waits for the host. Raises NumericalError when a loss is not finite.
     """
     total_tokens = schedule.final_position(config).tokens
     pending = None
@@ -57,8 +57,9 @@ def run(
         position = after
         if pending is not None:
             _deliver(pending, on_report)
-        pending = (Report(position, rate, metrics), with_norms)
-        on_step(state, position)
+        report = Report(position, rate, metrics)
+        pending = (report, with_norms)
+        on_step(state, report)
     if pending is not None:
         _deliver(pending, on_report)
     return state, position
@@ -66,9 +67,15 @@ def run(
 
 def _deliver(pending: tuple[Report, bool], on_report: Callable[[Report], None]) -> None:
     report, with_norms = pending
+    require_finite(report)
     metrics = jax.device_get({name: value for name, value in report.metrics.items() if with_norms or name != "norms"})
-    if not math.isfinite(metrics["loss"]):
-        raise NumericalError(
-            f"the loss is {metrics['loss']}", f"step {report.position.step}", "a lower optimizer.learning_rate; the last checkpoint is untouched"
-        )
     on_report(report._replace(metrics=metrics))
+
+
+def require_finite(report: Report) -> None:
+    """Waits for a step and raises NumericalError unless its loss and gradient are finite: only then is its state worth keeping."""
+    for name in ("loss", "grad_norm"):
+        value = float(report.metrics[name])
+        if not math.isfinite(value):
+            cure = "a lower optimizer.learning_rate; the last checkpoint is untouched"
+            raise NumericalError(f"{name} is {value}", f"step {report.position.step}", cure)

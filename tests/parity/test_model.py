@@ -57,6 +57,10 @@ def test_recomputation_changes_nothing(recompute):
     check_sums("neox", recompute=recompute)
 
 
+def test_unrolled_layers_change_nothing():
+    check_sums("llama", unroll_layers=True)
+
+
 @pytest.mark.parametrize("name", ["mtnlg", "llama"])
 def test_loss_in_uneven_chunks_of_tokens(name):
     check_sums(name, loss_chunk_tokens=5)

@@ -210,6 +210,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(resolve, tmp_path):
     assert checkpoint.whole_steps(tmp_path / "checkpoints") == []
 
 
+def test_weights_that_are_not_finite_are_never_saved(resolve, tmp_path):
+    """A checkpoint is due at the very step whose loss is lost, before that loss is read."""
+    with pytest.raises(NumericalError):
+        pretrain.pretrain(resolve(optimizer__learning_rate="1e30", checkpoint__every_steps="2"), str(tmp_path), {})
+    assert all(np.isfinite(leaf).all() for step in checkpoint.whole_steps(tmp_path / "checkpoints") for leaf in arrays(tmp_path, step).values())
+    assert not list((tmp_path / "checkpoints").glob("*saving*"))
+
+
 def test_weights_and_order_come_from_the_seed(whole, resolve, tmp_path):
     pretrain.pretrain(resolve(train__num_steps="1"), str(tmp_path / "same"), {})
     pretrain.pretrain(resolve(train__num_steps="1", seed="4321"), str(tmp_path / "other"), {})

@@ -1,0 +1,203 @@
+"""Text in, text out, from a run's folder that was never trained; and what is said when the folder is not whole."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from mtnlg import lm
+from mtnlg.checkpoint import MANIFEST, Checkpoints
+from mtnlg.core import config as configs
+from mtnlg.core import schema
+from mtnlg.core.errors import ConfigError, DataError, MissingInput
+from mtnlg.data import tokenizer as tokenizers
+from mtnlg.parallel import mesh as meshes
+from mtnlg.train import state as states
+
+TEXT = "the cat sat on the mat, and the dog lay under the table.\n" * 5
+CONFIG = schema.Config(model=schema.Model(num_layers=1, d_model=8, num_heads=2, vocab_size=400, seq_len=48))  # the tokenizer has 280
+STEP = 3
+
+
+def write_run(folder, config=CONFIG, meta=()):
+    """A run's folder as training leaves it: tokenizer and one checkpoint."""
+    tokenizer = tokenizers.train([TEXT], folder / "tokenizer" / "tokenizer.model", kind="bpe", vocab_size=280, max_bytes=10_000)
+    state = states.make(config, meshes.make(config.mesh))
+    checkpoints = Checkpoints(folder / "checkpoints", keep_last=1)
+    made = {"step": STEP, "config": configs.to_nested(config), "tokenizer_sha256": tokenizer.sha256}
+    checkpoints.save(STEP, state.params, state.optimizer, made | dict(meta))
+    checkpoints.wait()
+    return folder, state.params
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("lm") / "run")
+
+
+@pytest.fixture(scope="module")
+def model(written):
+    return lm.from_pretrained(written[0])
+
+
+@pytest.fixture
+def run(written, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(written[0], tmp_path / "run")
+
+
+def spoken(model, monkeypatch, ids):
+    """The model, which now says these ids, whatever it is asked."""
+    monkeypatch.setattr(model.engine, "stream", lambda requests: iter(np.array(ids, np.int32)[:, None]))
+    return model
+
+
+# Text
+
+
+@pytest.mark.parametrize("place", [".", "checkpoints", f"checkpoints/{STEP}"])
+def test_a_run_its_checkpoints_or_one_of_them(written, place):
+    folder, params = written
+    found = lm.from_pretrained(folder / place)
+    jax.tree.map(np.testing.assert_array_equal, found.engine.params, params)
+    assert found.engine.config == CONFIG
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"seed": 1}, {"temperature": 2.0, "seed": 2}])
+def test_stream_complete_and_generate_agree(model, sampling):
+    pieces = list(model.stream("the cat", max_new_tokens=20, **sampling))
+    text = model.complete("the cat", max_new_tokens=20, **sampling)
+    ids = model.generate(model.tokenizer.encode("the cat"), max_new_tokens=20, **sampling)
+    assert "".join(pieces) == text == model.tokenizer.decode(ids)
+    assert len(pieces) > 1 and all(pieces)
+
+
+def test_no_prompt_starts_a_document(model):
+    ids = model.generate([model.tokenizer.eod_id], max_new_tokens=5)
+    assert model.complete("", max_new_tokens=5) == model.tokenizer.decode(ids)
+
+
+def test_the_end_of_the_document_ends_the_text(model, monkeypatch):
+    ids = [*model.tokenizer.encode("the cat"), model.tokenizer.eod_id, *model.tokenizer.encode(" sat")]
+    assert spoken(model, monkeypatch, ids).complete("a", max_new_tokens=len(ids)) == "the cat"
+    assert model.tokenizer.decode(model.generate([5], max_new_tokens=len(ids))) == "the cat"
+
+
+def byte_ids(model, text):
+    """One piece for every byte."""
+    ids = {model.tokenizer.decode_bytes([id]): id for id in reversed(range(model.tokenizer.vocab_size))}
+    return [ids[bytes([byte])] for byte in text.encode()]
+
+
+def cut(text, stop):
+    """The text before the first stop string, letter by letter."""
+    for end in range(len(text) + 1):
+        places = [text[:end].find(s) for s in stop if s in text[:end]]
+        if places:
+            return text[: min(places)]
+    return text
+
+
+@given(text=st.text("ab中é\U0001f642", max_size=12), stop=st.lists(st.text("ab中é", min_size=1, max_size=4), max_size=2))
+@example(text="aab", stop=["ab"])  # the stop string begins inside what looked like its beginning
+@example(text="aba", stop=["abab"])  # the end of the text is the beginning of a stop string: it is text
+@example(text="中文é", stop=[])
+def test_stop_strings_and_characters_are_whole(model, text, stop):
+    """Even when each byte is a token: no piece holds half a character or a part of the stop string."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        ids = byte_ids(model, text)
+        pieces = list(spoken(model, monkeypatch, [*ids, model.tokenizer.eod_id]).stream("a", stop, max_new_tokens=len(ids) + 1))
+    assert "".join(pieces) == cut(text, stop)
+    assert all(pieces) and "\ufffd" not in "".join(pieces)
+
+
+def test_a_piece_is_given_out_as_soon_as_it_can_be(model, monkeypatch):
+    ids = byte_ids(model, "xé st. stop it")
+    assert list(spoken(model, monkeypatch, ids).stream("a", ["stop"], max_new_tokens=99)) == ["x", "é", " ", "st.", " "]
+
+
+def test_a_character_cut_off_by_max_new_tokens_is_marked(model, monkeypatch):
+    assert spoken(model, monkeypatch, byte_ids(model, "a中")).complete("a", max_new_tokens=3) == "a\ufffd"
+
+
+# A folder that is not whole
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def failure(path, kind):
+    with pytest.raises(kind) as caught:
+        lm.from_pretrained(path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [flip, lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1])])
+def test_damage_to_any_file_of_a_checkpoint_is_noticed(run, damage):
+    step = run / "checkpoints" / str(STEP)
+    files = [path for path in step.rglob("*") if path.is_file() and path.name != MANIFEST]
+    assert len(files) > 5
+    for path in files:
+        before = path.read_bytes()
+        if before:
+            damage(path)
+            assert str(path.relative_to(step)) in failure(run, DataError)
+            path.write_bytes(before)
+    lm.from_pretrained(run)
+
+
+def test_a_damaged_manifest_is_noticed(run):
+    flip(run / "checkpoints" / str(STEP) / MANIFEST)
+    assert "the checkpoint is damaged" in failure(run, DataError)
+
+
+def test_no_checkpoint(tmp_path):
+    assert failure(tmp_path, MissingInput) == f"there is no checkpoint ({tmp_path}). Try: a run's folder, or one of its checkpoints/STEP"
+    assert "there is no checkpoint" in failure(tmp_path / "nowhere", MissingInput)
+
+
+def test_a_step_without_its_manifest_is_no_checkpoint(run):
+    (run / "checkpoints" / str(STEP) / MANIFEST).unlink()
+    assert "there is no checkpoint" in failure(run, MissingInput)
+
+
+def test_no_tokenizer(run):
+    shutil.rmtree(run / "tokenizer")
+    assert failure(run, MissingInput).startswith(f"the run has no tokenizer ({run / 'tokenizer'})")
+    (run / "tokenizer").mkdir()
+    assert "no tokenizer is there" in failure(run, MissingInput)
+
+
+def test_another_tokenizer(run):
+    tokenizers.train([TEXT[::-1]], run / "tokenizer" / "tokenizer.model", kind="bpe", vocab_size=280, max_bytes=10_000)
+    assert "not the one the model was trained with" in failure(run, DataError)
+
+
+@pytest.mark.parametrize("place", [0, 0.5, 0.999])
+def test_a_damaged_tokenizer(run, place):
+    path = run / "tokenizer" / "tokenizer.model"
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(content)
+    assert str(run / "tokenizer") in failure(run, DataError)
+
+
+def test_a_config_of_another_version(tmp_path):
+    write_run(tmp_path, meta={"config": {"model": {"num_layer": 1}}})
+    line = failure(tmp_path, DataError)
+    assert line.startswith("config of another version of mtnlg: there is no key 'model.num_layer'") and str(tmp_path) in line
+
+
+def test_weights_in_float64_ask_for_64_bits(tmp_path):
+    config = dataclasses.replace(CONFIG, train=schema.Train(param_dtype="float64"))
+    with jax.enable_x64(True):
+        write_run(tmp_path, config)
+        lm.from_pretrained(tmp_path)
+    assert failure(tmp_path, ConfigError).endswith("Try: JAX_ENABLE_X64=1 before the command")
