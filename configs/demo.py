@@ -15,12 +15,12 @@ def get_config():
     config.model.num_heads = 4
     config.model.vocab_size = 4096
     config.model.seq_len = 256
-    config.data.heldout_fraction = 0.01
+    config.data.heldout_fraction = 0.02
     config.data.tokenizer_train_bytes = 4_000_000
     config.train.batch_size = 8
     config.train.num_steps = 300
-    config.optimizer.learning_rate = 3e-3
-    config.optimizer.warmup_tokens = 40_000
+    config.optimizer.learning_rate = 1.5e-3
+    config.optimizer.warmup_tokens = 60_000
     config.optimizer.schedule = "wsd"
     config.optimizer.wsd_decay_fraction = 0.4
     config.optimizer.min_lr_ratio = 0.0

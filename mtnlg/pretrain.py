@@ -187,11 +187,12 @@ class Run:
 
     def report(self, report: loop.Report) -> None:
         step, values = report.position.step, report.metrics
-        rate = self.clock.step_done(report.position.tokens)
+        self.clock.step_done(report.position.tokens)
         if step % self.config.log.every_steps and step != self.config.train.num_steps:
             return
         shown = {"loss": float(values["loss"]), "learning_rate": report.learning_rate, "grad_norm": float(values["grad_norm"])}
-        if rate:
+        rate = self.clock.median_rate(self.config.log.every_steps)
+        if math.isfinite(rate):
             shown |= {"tokens_per_sec": rate, "mfu": rate * self.flops_per_token / (self.peak_flops_per_sec * self.mesh.size)}
         norms = {f"{kind}_norm/{name}": float(v) for kind in ("grad", "param") for name, v in values.get("norms", {}).get(kind, {}).items()}
         scales = values.get("norms", {}).get("activation", ())
@@ -208,6 +209,9 @@ class Run:
         def due(every: int) -> bool:
             return every > 0 and step % every == 0 and not last
 
+        if not any(due(every) for every in (config.eval.every_steps, config.sample.every_steps, config.checkpoint.every_steps)):
+            return
+        jax.block_until_ready(report.metrics)  # so that the pause below holds nothing of the step
         with self.clock.paused():
             if due(config.eval.every_steps):
                 self.evaluate(state, position, config.eval.max_tokens)
@@ -263,17 +267,17 @@ class StepClock:
         self._pause = 0.0
         self.rates: list[float] = []
 
-    def step_done(self, tokens: int) -> float | None:
+    def step_done(self, tokens: int) -> None:
+        """A step has ended, with so many tokens consumed since the run began."""
         now = time.perf_counter()
         if self._last is not None:
             before, tokens_before = self._last
             self.rates.append((tokens - tokens_before) / max(now - before - self._pause, 1e-9))
         self._last, self._pause = (now, tokens), 0.0
-        return self.rates[-1] if self.rates else None
 
-    def median_rate(self) -> float:
-        """Tokens per second of the median step; NaN before the second step."""
-        return float(np.median(self.rates)) if self.rates else math.nan
+    def median_rate(self, num_steps: int | None = None) -> float:
+        """Tokens per second of the median of the last steps (all: None); NaN before the second step."""
+        return float(np.median(self.rates[-num_steps if num_steps else None :])) if self.rates else math.nan
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

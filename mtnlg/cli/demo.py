@@ -19,6 +19,8 @@ def run(options: argparse.Namespace, config_arguments: list[str]) -> int:
     named = any(a == configs.PREFIX or a.startswith(f"{configs.PREFIX}=") for a in config_arguments)
     arguments = config_arguments if named else [f"{configs.PREFIX}={CONFIG}", *config_arguments]
     config = configs.resolve(arguments)
+    if not options.workdir:
+        raise ConfigError("no folder is named for the run", "command line", "--workdir=runs/NAME")
     if len(config.data.source) != 1:
         raise ConfigError("the demo compares models on one source", "data.source", "mtnlg train for several")
     runtime.prepare(config)

@@ -1,10 +1,11 @@
 """Continues a prompt with a trained model, streaming to the terminal."""
 
 import argparse
+import os
 import sys
 
 from mtnlg.cli import runtime
-from mtnlg.core.errors import ConfigError
+from mtnlg.core.errors import ConfigError, DataError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,12 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     if rest:
         raise ConfigError(f"unknown argument {rest[0]!r}", "command line", "mtnlg generate --help")
-    if (options.workdir is None) == (options.model is None):
+    if bool(options.workdir) == bool(options.model):
         raise ConfigError("name one model", "command line", "--workdir=RUN or --model=PATH")
     runtime.prepare()
     from mtnlg import lm
 
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    prompt = _text(sys.stdin.buffer.read() if options.prompt == "-" else os.fsencode(options.prompt))
     model = lm.from_pretrained(options.workdir or options.model)
     settings = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
     sys.stdout.write(prompt)
@@ -37,3 +38,10 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         sys.stdout.flush()
     sys.stdout.write("\n")
     return 0
+
+
+def _text(prompt: bytes) -> str:
+    try:
+        return prompt.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"the prompt is not UTF-8: {error.reason} at byte {error.start}", "--prompt", "iconv -t UTF-8") from None

@@ -46,7 +46,8 @@ def _run(arguments: list[str]) -> int:
     if verb not in VERBS:
         raise ConfigError(f"there is no verb {verb!r}", "command line", f"one of {', '.join(VERBS)}")
     module = importlib.import_module(f"mtnlg.cli.{verb}")
-    parser = Parser(prog=f"mtnlg {verb}", description=module.__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog=f"mtnlg {verb}", description=module.__doc__, allow_abbrev=False, formatter_class=raw)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     module.add_arguments(parser)
     options, config_arguments = parser.parse_known_args(rest)

@@ -22,7 +22,7 @@ def run(options: argparse.Namespace, config_arguments: list[str]) -> int:
 
         print(dry_run.describe(config))
         return 0
-    if options.workdir is None:
+    if not options.workdir:
         raise ConfigError("no folder is named for the run", "command line", "--workdir=runs/NAME")
     from mtnlg import pretrain
 

@@ -15,7 +15,7 @@ from test_numpy_gpt import LLAMA, MTNLG
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError
 from mtnlg.infer.engine import Engine, Request
-from mtnlg.infer.sampling import Sampling
+from mtnlg.infer.sampling import Sampling, sample
 from mtnlg.model import cache as caches
 from mtnlg.model import count
 from mtnlg.parallel import mesh as meshes
@@ -53,13 +53,22 @@ def requests(**sampling) -> list[Request]:
     return [Request(prompt, **{"max_new_tokens": new, "temperature": 0.0, "seed": row, **sampling}) for row, (prompt, new) in pairs]
 
 
-def likeliest_by_forwards(spec, params, request: Request) -> list[int]:
-    """The whole text is read anew for every token."""
+def likeliest(logits_V, request: Request, position: int) -> int:
+    return int(logits_V.argmax())
+
+
+def drawn(logits_V, request: Request, position: int) -> int:
+    settings = Sampling(*(np.array([getattr(request, field)]) for field in Sampling._fields))
+    return int(sample(logits_V[None, : MTNLG.vocab_size].astype(np.float32), settings, np.array([position]))[0])
+
+
+def by_forwards(spec, params, request: Request, choose=likeliest) -> list[int]:
+    """The new tokens when the whole text is read anew for each."""
     ids = list(request.prompt)
     for _ in range(request.max_new_tokens):
         places = np.arange(len(ids))[None]
         batch = {"tokens": np.array([ids]), "positions": places, "segment_ids": np.ones_like(places)}
-        ids.append(int(logits(spec, params, batch)[0, -1].argmax()))
+        ids.append(choose(logits(spec, params, batch)[0, -1], request, len(ids)))
     return ids[len(request.prompt) :]
 
 
@@ -67,7 +76,7 @@ def likeliest_by_forwards(spec, params, request: Request) -> list[int]:
 def test_greedy_is_the_argmax_of_whole_forwards(name):
     """With prompts of different lengths in one batch, each to its own number of new tokens."""
     spec, params, engine = make(name)
-    expected = [likeliest_by_forwards(spec, params, request) for request in requests()]
+    expected = [by_forwards(spec, params, request) for request in requests()]
     assert engine.generate(requests()) == expected
     assert [len(ids) for ids in expected] == list(NEW_TOKENS)
     assert len(set(expected[0])) > 2, "a model that repeats one token would prove little"
@@ -83,6 +92,12 @@ def test_rows_are_independent(name):
     other = second._replace(prompt=[0], seed=99, temperature=0.0)
     assert engine.generate([first, other, other])[0] == together[0]
     assert together != engine.generate(requests(temperature=1.0, seed=50))
+
+
+def test_a_warm_token_is_drawn_with_its_seed_and_position(engine):
+    _, params, _ = make("learned")
+    warm = requests(temperature=1.5, top_k=9)
+    assert engine.generate(warm) == [by_forwards(MTNLG, params, request, drawn) for request in warm]
 
 
 def test_a_stop_id_ends_its_row_and_is_not_given_out(engine):
@@ -109,7 +124,7 @@ def test_other_weights_of_the_same_model(engine):
     engine.load(others)
     after = engine.generate(requests())
     engine.load(before)
-    assert after == [likeliest_by_forwards(MTNLG, others, request) for request in requests()] != engine.generate(requests())
+    assert after == [by_forwards(MTNLG, others, request) for request in requests()] != engine.generate(requests())
 
 
 def test_padding_of_the_vocabulary_is_never_drawn(engine):

@@ -1,0 +1,254 @@
+"""What a user's mistake looks like: one line, or one line and a list, with key, value and cure; and the exit code."""
+
+import pathlib
+
+import jax
+import pytest
+
+from mtnlg.cli.main import VERBS, main
+from mtnlg.data import tokenizer as tokenizers
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+DEMO = "--config=configs/demo.py"
+SHIPPED = ", ".join(sorted(f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py")))
+HEAD = "from mtnlg.core import config as configs\n\n\ndef get_config():\n    config = configs.default()\n"
+
+
+@pytest.fixture(autouse=True)
+def in_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def stderr_of(capsys):
+    """A function: what a command line writes to stderr, after `mtnlg: error: `, and its exit code. Nothing is on stdout."""
+
+    def run(*arguments):
+        code = main(list(map(str, arguments)))
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith("mtnlg: error: ") and err.endswith("\n")
+        return err.removeprefix("mtnlg: error: ")[:-1], code
+
+    return run
+
+
+USAGE = {
+    "a misspelt verb": (["trian"], f"there is no verb 'trian' (command line). Try: one of {', '.join(VERBS)}"),
+    "an unknown argument": (["config", DEMO, "--wat=3"], "unknown argument '--wat=3' (command line). Try: --help"),
+    "an unknown argument of generate": (
+        ["generate", "--prompt=a", "--model=b", "--wat"],
+        "unknown argument '--wat' (command line). Try: mtnlg generate --help",
+    ),
+    "no config": (["train", "--workdir=runs/x"], f"no config is named (command line). Try: --config=FILE, one of {SHIPPED}"),
+    "no workdir": (["train", DEMO], "no folder is named for the run (command line). Try: --workdir=runs/NAME"),
+    "an empty workdir": (["train", DEMO, "--workdir="], "no folder is named for the run (command line). Try: --workdir=runs/NAME"),
+    "an empty workdir of the demo": (["demo", "--workdir="], "no folder is named for the run (command line). Try: --workdir=runs/NAME"),
+    "no prompt": (
+        ["generate", "--workdir=runs/x"],
+        "the following arguments are required: --prompt (command line). Try: mtnlg generate --help",
+    ),
+    "no model": (["generate", "--prompt=a"], "name one model (command line). Try: --workdir=RUN or --model=PATH"),
+    "two models": (
+        ["generate", "--prompt=a", "--workdir=a", "--model=b"],
+        "name one model (command line). Try: --workdir=RUN or --model=PATH",
+    ),
+    "an empty model": (["generate", "--prompt=a", "--workdir="], "name one model (command line). Try: --workdir=RUN or --model=PATH"),
+    "a temperature that is no number": (
+        ["generate", "--prompt=a", "--temperature=hot"],
+        "argument --temperature: invalid float value: 'hot' (command line). Try: mtnlg generate --help",
+    ),
+    "a demo of two sources": (
+        ["demo", "--config.data.source=a,b"],
+        "the demo compares models on one source (data.source). Try: mtnlg train for several",
+    ),
+}
+
+KEYS = {
+    "model.num_layer=3": "there is no key 'model.num_layer' (--config.model.num_layer). Try: --config.model.num_layers",
+    "num_layers=3": "there is no key 'num_layers' (--config.num_layers). Try: --config.model.num_layers",
+    "train.learning_rat=3": "there is no key 'train.learning_rat' (--config.train.learning_rat). Try: --config.optimizer.learning_rate",
+    "model=3": "model is a group of keys, not a key (--config.model). Try: --config.model.num_layers=VALUE",
+    "seed": "--config.seed has no value (command line). Try: --config.seed=VALUE",
+    "model.position=sinus": (
+        "model.position='sinus' is not one of learned, rope, alibi, none (model.position). Try: --config.model.position=learned"
+    ),
+    "train.num_steps=many": "train.num_steps='many' is not a int (--config.train.num_steps). Try: --config.train.num_steps=1000",
+    "train.num_steps=1.5": "train.num_steps='1.5' is not a int (--config.train.num_steps). Try: --config.train.num_steps=1000",
+    "optimizer.beta1=fast": "optimizer.beta1='fast' is not a float (--config.optimizer.beta1). Try: --config.optimizer.beta1=0.9",
+    "log.tensorboard=yes": "log.tensorboard='yes' is not a bool (--config.log.tensorboard). Try: --config.log.tensorboard=True",
+    "data.weights=1,much": "data.weights='1,much' is not a tuple[float, ...] (--config.data.weights). Try: --config.data.weights=()",
+    "model.num_heads=5": (
+        "the config contradicts itself:\n"
+        "  - model.d_model=192 does not divide by model.num_heads=5: take model.num_heads=4, or set model.head_dim (configs/demo.py)"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", USAGE)
+def test_usage(stderr_of, name):
+    arguments, line = USAGE[name]
+    assert stderr_of(*arguments) == (line, 2)
+
+
+@pytest.mark.parametrize("override", KEYS)
+def test_keys_and_values(stderr_of, override):
+    assert stderr_of("config", DEMO, f"--config.{override}") == (KEYS[override], 2)
+
+
+def test_all_contradictions_at_once(stderr_of):
+    values = ("model.num_heads=5", "model.dropout_hidden=1", "optimizer.clip_norm=0", "data.weights=1,2", "train.num_steps=-1")
+    assert stderr_of("train", DEMO, *(f"--config.{value}" for value in values)) == (
+        "the config contradicts itself:\n"
+        "  - model.d_model=192 does not divide by model.num_heads=5: take model.num_heads=4, or set model.head_dim\n"
+        "  - model.dropout_hidden=1.0 is not in [0, 1)\n"
+        "  - train.num_steps=-1 must not be negative\n"
+        "  - optimizer.clip_norm=0.0 must be above 0\n"
+        "  - data.weights has 2 numbers for 1 sources (configs/demo.py)",
+        2,
+    )
+
+
+# Config files
+
+
+@pytest.mark.parametrize(
+    ("path", "cure"), [("configs/demos.py", "--config=configs/demo.py"), ("x/y.py", "a path that exists, as configs/demo.py")]
+)
+def test_a_missing_config(stderr_of, path, cure):
+    assert stderr_of("config", f"--config={path}") == (f"--config={path}: there is no such file ({path}). Try: {cure}", 2)
+
+
+def test_a_config_that_is_neither_python_nor_json(stderr_of):
+    assert stderr_of("config", "--config=README.md") == ("a config is a .py or a .json file (README.md)", 2)
+
+
+def test_an_argument_for_a_config_that_takes_none(stderr_of):
+    line = "this config takes no argument, so '9b' means nothing (configs/demo.py). Try: --config=configs/demo.py"
+    assert stderr_of("config", f"{DEMO}:9b") == (line, 2)
+    assert stderr_of("config", "--config=configs/sc21.py:9b")[0].startswith(
+        "the table has no size '9b' (configs/sc21.py). Try: one of 1.7b"
+    )
+
+
+EVERY_KEY = "Try: mtnlg config --help lists every key"
+not_yet = pytest.mark.xfail(strict=True, reason="mtnlg/core/config.py, told to its owner")
+BROKEN = {  # (a config file's text, what is said of it)
+    "an error": (HEAD + "    return 1 / 0\n", "ZeroDivisionError: division by zero ({path}:6). " + EVERY_KEY),
+    "no get_config": ("x = 1\n", "AttributeError: module 'mtnlg_config_own' has no attribute 'get_config' ({path}). " + EVERY_KEY),
+    "a key that is not there": (
+        HEAD + "    config.model.num_layer = 3\n    return config\n",
+        "there is no key 'model.num_layer' (--config.model.num_layer). Try: --config.model.num_layers",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_config(stderr_of, tmp_path, name):
+    text, line = BROKEN[name]
+    path = tmp_path / "own.py"
+    path.write_text(text)
+    assert stderr_of("config", f"--config={path}") == (line.format(path=path), 2)
+
+
+def test_a_syntax_error_in_a_config_names_its_line(stderr_of, tmp_path):
+    (tmp_path / "own.py").write_text(HEAD + "    return config)\n")
+    line, code = stderr_of("config", f"--config={tmp_path / 'own.py'}")
+    assert line.startswith("SyntaxError: unmatched ')'") and "line 6" in line and code == 2
+
+
+@not_yet
+def test_a_relative_path_names_the_line_too(stderr_of, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(HEAD + "    return 1 / 0\n")
+    assert stderr_of("config", "--config=own.py")[0].startswith("ZeroDivisionError: division by zero (own.py:6)")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("own.json", "{"),
+        pytest.param("own.json", "[1]", marks=not_yet),
+        pytest.param("own.py", HEAD, marks=not_yet, id="a config that is not returned"),
+        pytest.param("own.py", HEAD + "    assert False\n", marks=not_yet, id="an error without a message"),
+    ],
+)
+def test_a_config_that_gives_none(stderr_of, tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    line, code = stderr_of("config", f"--config={tmp_path / name}")
+    assert str(tmp_path / name) in line and code == 2
+
+
+# The mesh and the data: found out by the programs themselves
+
+
+@pytest.mark.parametrize("axis", ["replica", "pipe", "data", "context", "tensor"])
+@pytest.mark.parametrize("how", ["--workdir", "--dry_run"])
+def test_a_degree_that_cannot_be_honoured(stderr_of, tmp_path, monkeypatch, axis, how):
+    """Before any device is asked for and any file is written."""
+    monkeypatch.setattr(jax, "devices", lambda *_: pytest.fail("a device was asked for"))
+    arguments = [
+        f"--config.mesh.{axis}=2",
+        "--config.train.batch_size=16",
+        "--dry_run" if how == "--dry_run" else f"--workdir={tmp_path / 'run'}",
+    ]
+    line = f"mesh.{axis}=2: this version trains on one device (--config.mesh.{axis}). Try: --config.mesh.{axis}=1"
+    assert stderr_of("train", DEMO, *arguments) == (line, 2)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line", "code"),
+    [
+        ("no.txt", None, "there is no file or folder '{path}' (data.source). Try: a path that exists, or --config.data.source=python", 66),
+        ("empty.txt", b"", "no document is left of {path}: 1 empty (data.source). Try: text in UTF-8", 65),
+        ("latin1.txt", b"caf\xe9", "no document is left of {path}: 1 invalid utf-8 (data.source). Try: text in UTF-8", 65),
+        ("bad.jsonl", b"{\n", None, 65),
+        (
+            "text.pdf",
+            b"a",
+            "'{path}' is not a kind of file that is read (data.source). Try: one of .txt, .txt.gz, .txt.zst, .jsonl, .jsonl.gz, .jsonl.zst",
+            2,
+        ),
+    ],
+)
+def test_a_source_without_text(stderr_of, tmp_path, name, content, line, code):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    got = stderr_of("train", DEMO, f"--workdir={tmp_path / 'run'}", f"--config.data.source={path}")
+    assert got[1] == code
+    assert got[0] == line.format(path=path) if line else str(path) in got[0]
+
+
+def test_a_tokenizer_larger_than_the_vocabulary(stderr_of, tmp_path):
+    path = tmp_path / "own.model"
+    tokenizers.train(["the cat sat on the mat"] * 9, path, kind="bpe", vocab_size=270, max_bytes=1000)
+    arguments = [f"--config.data.tokenizer={path}", "--config.model.vocab_size=265", f"--workdir={tmp_path / 'run'}"]
+    line = f"the tokenizer has 270 tokens, model.vocab_size=265 has room for fewer (data.tokenizer={path})"
+    assert stderr_of("train", DEMO, *arguments) == (f"{line}. Try: --config.model.vocab_size=270", 2)
+
+
+@pytest.mark.parametrize("verb", ["train", "demo"])
+def test_a_workdir_below_a_file(stderr_of, tmp_path, verb):
+    (tmp_path / "file").write_text("")
+    line = f"cannot write: Not a directory ({tmp_path / 'file' / 'run'}). Try: another --workdir, or its owner's permission"
+    assert stderr_of(verb, DEMO, f"--workdir={tmp_path / 'file' / 'run'}") == (line, 73)
+
+
+# Generating
+
+
+def test_a_model_that_is_not_there(stderr_of, tmp_path):
+    line = f"there is no checkpoint ({tmp_path}). Try: a run's folder, or one of its checkpoints/STEP"
+    assert stderr_of("generate", "--prompt=a", f"--workdir={tmp_path}") == (line, 66)
+
+
+def test_a_prompt_that_is_not_text(stderr_of):
+    line = "the prompt is not UTF-8: invalid start byte at byte 1 (--prompt). Try: iconv -t UTF-8"
+    assert stderr_of("generate", "--prompt=a\udcff", "--workdir=x") == (line, 65)
+
+
+def test_debug_shows_where_it_came_from(capsys):
+    assert main(["trian", "--debug"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback") and "mtnlg: error: there is no verb 'trian'" in err.splitlines()[-1]
