@@ -42,7 +42,9 @@ class Checkpoints:
             self.directory.mkdir(parents=True, exist_ok=True)
             response = ocp.save_checkpointables_async(unfinished.absolute(), {"params": params, "optimizer": optimizer})
         size = {"params": params, "optimizer": optimizer}
-        self._worker = threading.Thread(target=self._finish, args=(response, unfinished, self.directory / str(step), meta, _num_bytes(size)))
+        self._worker = threading.Thread(
+            target=self._finish, args=(response, unfinished, self.directory / str(step), meta, _num_bytes(size))
+        )
         self._worker.start()
 
     def _finish(self, response, unfinished: pathlib.Path, final: pathlib.Path, meta: dict, num_bytes: int) -> None:

@@ -145,7 +145,9 @@ class Run:
 
     def require_same_tokenizer(self, step_dir: pathlib.Path) -> None:
         if checkpoint.meta(step_dir)["tokenizer_sha256"] != self.tokenizer.sha256:
-            raise DataError("the checkpoint was trained with another tokenizer", str(step_dir), f"data.tokenizer={step_dir.parent.parent}/tokenizer")
+            raise DataError(
+                "the checkpoint was trained with another tokenizer", str(step_dir), f"data.tokenizer={step_dir.parent.parent}/tokenizer"
+            )
 
     @contextlib.contextmanager
     def batches(self, position: Position) -> Iterator[Iterator[loop.Batch]]:

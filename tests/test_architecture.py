@@ -44,7 +44,9 @@ NO_JAX = ("core.schema", "core.config", "core.errors", "core.validate", "data", 
 MAX_LINES = 400
 
 MODULES = sorted(
-    ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py")
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if path.name not in ("__init__.py", "__main__.py")
 )
 
 
@@ -110,7 +112,9 @@ def test_no_jax():
     """Importing all of these together, in a fresh process, loads no jax."""
     quiet = [m for m in MODULES if not loads_jax_allowed(m)]
     assert len(quiet) > 20
-    script = f"import importlib, sys; [importlib.import_module(m) for m in {quiet!r}]; print(*{{'jax', 'flax', 'orbax'}} & set(sys.modules))"
+    script = (
+        f"import importlib, sys; [importlib.import_module(m) for m in {quiet!r}]; print(*{{'jax', 'flax', 'orbax'}} & set(sys.modules))"
+    )
     out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.split() == []
 

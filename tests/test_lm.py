@@ -120,6 +120,12 @@ def test_a_piece_is_given_out_as_soon_as_it_can_be(model, monkeypatch):
     assert list(spoken(model, monkeypatch, ids).stream("a", ["stop"], max_new_tokens=99)) == ["x", "é", " ", "st.", " "]
 
 
+def test_the_first_of_two_stop_strings_in_one_piece(model, monkeypatch):
+    ids = model.tokenizer.encode("the cat")
+    assert b"ca" in model.tokenizer.decode_bytes(ids[-1:])
+    assert spoken(model, monkeypatch, ids).complete("a", ["a", "c"], max_new_tokens=9) == "the "
+
+
 def test_a_character_cut_off_by_max_new_tokens_is_marked(model, monkeypatch):
     assert spoken(model, monkeypatch, byte_ids(model, "a中")).complete("a", max_new_tokens=3) == "a\ufffd"
 

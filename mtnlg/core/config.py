@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import json
 import pathlib
+import re
 import traceback
 import types
 import typing
@@ -37,7 +38,7 @@ def default():
                 values[name] = field.default
         return config_dict.ConfigDict(values)
 
-    return build(schema.Config)
+    return build(schema.Config).lock()
 
 
 def resolve(arguments: list[str]) -> schema.Config:
@@ -112,8 +113,14 @@ def _run(file: pathlib.Path, arg: str) -> dict:
     except Exception as error:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
         where = f"{file}:{lines[-1]}" if lines else str(file)
-        raise ConfigError(f"{type(error).__name__}: {str(error).splitlines()[0]}", where, "mtnlg config --help lists every key") from error
+        raise ConfigError(f"{type(error).__name__}: {_brief(error)}", where, "mtnlg config --help lists every key") from error
     return config.to_dict()
+
+
+def _brief(error: Exception) -> str:
+    """The error in one line, without the list of every other key that ConfigDict adds."""
+    text = (str(error.args[0]) if error.args else "").strip("'").replace("\\n", " ")
+    return " ".join(re.sub(r"Other fields present: .*?(?=Did you mean|$)", "", text, flags=re.DOTALL).split())
 
 
 def flatten(nested: dict, prefix: str = "") -> dict:

@@ -71,10 +71,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
-    source: tuple[str, ...] = key(("python",), "what to train on: `python` (this Python's own library), files or folders of .txt, .jsonl, .gz, .zst")
+    source: tuple[str, ...] = key(
+        ("python",), "what to train on: `python` (this Python's own library), files or folders of .txt, .jsonl, .gz, .zst"
+    )
     weights: tuple[float, ...] = key((), "share of each source in a batch; none given: by its tokens")
     directory: str | None = key(None, "where prepared tokens lie; none: WORKDIR/data")
-    tokenizer: str = key("bpe", "`bpe` or `unigram` (trained here), or a path: .model, tokenizer.json, or a folder with vocab.json and merges.txt")
+    tokenizer: str = key(
+        "bpe", "`bpe` or `unigram` (trained here), or a path: .model, tokenizer.json, or a folder with vocab.json and merges.txt"
+    )
     tokenizer_train_bytes: int = key(10_000_000, "text the tokenizer is trained on, at most")
     heldout_fraction: float = key(0.02, "part of the documents that is held out and never trained on, chosen by a hash of their names")
     max_document_bytes: int = key(10_000_000, "longer .txt files are cut at blank lines; longer JSON lines are left out and counted")
@@ -92,8 +96,12 @@ class Train:
     ramp_samples: int = key(0, "sequences over which the batch grows to batch_size")
     compute_dtype: str = key("float32", "type of activations and matrix products", ("float32", "bfloat16", "float64"))
     param_dtype: str = key("float32", "type of parameters and optimizer state", ("float32", "float64"))
-    recompute: str = key("none", "activations computed again in the backward pass; selective: the attention core", ("none", "selective", "full"))
-    unroll_layers: bool = key(False, "compile every layer on its own instead of one loop over them: faster steps on a CPU, longer compilation")
+    recompute: str = key(
+        "none", "activations computed again in the backward pass; selective: the attention core", ("none", "selective", "full")
+    )
+    unroll_layers: bool = key(
+        False, "compile every layer on its own instead of one loop over them: faster steps on a CPU, longer compilation"
+    )
     loss_chunk_tokens: int = key(1024, "tokens whose logits are held at once")
 
 

@@ -48,7 +48,10 @@ def _sizes(config):
     if model.position_offset < 0:
         yield f"model.position_offset={model.position_offset} must not be negative"
     if config.log.every_steps > 0 and config.log.norms_every_steps % config.log.every_steps:
-        yield f"log.norms_every_steps={config.log.norms_every_steps} is no multiple of log.every_steps={config.log.every_steps}: norms stand in its lines"
+        yield (
+            f"log.norms_every_steps={config.log.norms_every_steps} is no multiple of log.every_steps={config.log.every_steps}: "
+            f"norms stand in its lines; take {config.log.every_steps}"
+        )
     if train.num_steps < 0:
         yield f"train.num_steps={train.num_steps} must not be negative"
 

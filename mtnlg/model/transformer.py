@@ -53,7 +53,9 @@ def embed(model: schema.Model, embedding: dict, tokens_BL, positions_BL):
     return x_BLD
 
 
-def hidden(model: schema.Model, params: dict, batch: dict, *, recompute: str = "none", unroll: bool = False, dropout: Dropout | None = None):
+def hidden(
+    model: schema.Model, params: dict, batch: dict, *, recompute: str = "none", unroll: bool = False, dropout: Dropout | None = None
+):
     """The residual stream after the final norm [B, L, D], and the root mean square of every block's output [N].
 
     params in the compute dtype; batch as in the batch contract; `dropout` None when not training.

@@ -23,6 +23,4 @@ def make(degrees: schema.Mesh) -> Mesh:
 
 def put(mesh: Mesh, batch: dict, spec: P = BATCH) -> dict:
     """Host arrays [..., B, L] as global arrays on the mesh, sharded over samples and places."""
-    return {
-        name: jax.device_put(array, NamedSharding(mesh, P(*[None] * (array.ndim - len(spec)), *spec))) for name, array in batch.items()
-    }
+    return {name: jax.device_put(array, NamedSharding(mesh, P(*[None] * (array.ndim - len(spec)), *spec))) for name, array in batch.items()}

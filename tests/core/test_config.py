@@ -20,7 +20,12 @@ def values_of(field):
         return st.sampled_from(field.metadata["choices"])
     base = configs._base_type(field.type)
     words = st.text(st.characters(categories=["L", "N"], include_characters="/._-"), min_size=1)
-    by_type = {int: st.integers(-(10**12), 10**12), float: st.floats(allow_nan=False, allow_infinity=False), bool: st.booleans(), str: words}
+    by_type = {
+        int: st.integers(-(10**12), 10**12),
+        float: st.floats(allow_nan=False, allow_infinity=False),
+        bool: st.booleans(),
+        str: words,
+    }
     if base is tuple:
         item = field.type.__args__[0]
         return st.lists(by_type[item], max_size=4).map(tuple)
@@ -72,7 +77,9 @@ def test_spellings(name, text, value):
     assert configs.parse(name, text) == value
 
 
-@pytest.mark.parametrize(("name", "text"), [("train.num_steps", "1.5"), ("train.num_steps", "inf"), ("log.tensorboard", "maybe"), ("data.weights", "a,b")])
+@pytest.mark.parametrize(
+    ("name", "text"), [("train.num_steps", "1.5"), ("train.num_steps", "inf"), ("log.tensorboard", "maybe"), ("data.weights", "a,b")]
+)
 def test_wrong_types_name_key_value_and_type(name, text):
     with pytest.raises(ConfigError, match=f"{name}='{text}' is not a "):
         configs.parse(name, text)

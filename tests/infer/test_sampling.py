@@ -34,7 +34,7 @@ def allowed_slowly(logits, top_k, top_p):
 
 
 # Quarters tie often, and are exact in float32.
-some_logits = st.lists(st.integers(-160, 160).map(lambda n: n / 4), min_size=V, max_size=V)
+some_logits = st.lists((st.integers(-6, 6) | st.integers(-160, 160)).map(lambda n: n / 4), min_size=V, max_size=V)
 
 
 @given(logits=some_logits, top_k=st.integers(0, V + 3), top_p=st.integers(1, 64).map(lambda n: n / 64))
@@ -42,6 +42,7 @@ some_logits = st.lists(st.integers(-160, 160).map(lambda n: n / 4), min_size=V, 
 @example(logits=[0.0, -20.0, *[-30.0] * (V - 2)], top_k=0, top_p=1.0)  # the likeliest fills float32's sum; top_p 1 allows the rest too
 @example(logits=[2.0, 2.0, 1.0, 1.0, *[0.0] * (V - 4)], top_k=3, top_p=1.0)
 @example(logits=[0.0] * 6 + [-40.0] * 6, top_k=0, top_p=0.5)
+@example(logits=[n / 4 for n in range(V)], top_k=4, top_p=0.75)  # the nucleus is that of the top_k
 def test_allowed_is_its_definition(logits, top_k, top_p):
     got = which(jnp.asarray([logits]), jnp.asarray([top_k]), jnp.asarray([top_p], jnp.float32))[0]
     expected, likelier = allowed_slowly(logits, top_k, top_p)

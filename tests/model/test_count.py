@@ -7,7 +7,18 @@ from mtnlg.core import schema
 from mtnlg.model import count
 
 # Narayanan et al. 2021, table 1, as printed.
-SC21 = {"1.7b": 1.7, "3.6b": 3.6, "7.5b": 7.5, "18b": 18.4, "39b": 39.1, "76b": 76.1, "145b": 145.6, "310b": 310.1, "530b": 529.6, "1t": 1008.0}
+SC21 = {
+    "1.7b": 1.7,
+    "3.6b": 3.6,
+    "7.5b": 7.5,
+    "18b": 18.4,
+    "39b": 39.1,
+    "76b": 76.1,
+    "145b": 145.6,
+    "310b": 310.1,
+    "530b": 529.6,
+    "1t": 1008.0,
+}
 
 
 def model_of(name):

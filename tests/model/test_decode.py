@@ -1,6 +1,7 @@
 """Reading a text in pieces through the cache gives what reading it at once gives; the block is the one of training."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ def read_in_pieces(model, params, batch, borders):
     cache = caches.empty(model, rows, length, jnp.float64)
     read = jax.jit(functools.partial(transformer.hidden_cached, model))
     pieces = []
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in itertools.pairwise(borders):
         fields = (batch[f][:, start:end] for f in ("tokens", "positions", "segment_ids"))
         slots = np.broadcast_to(np.arange(start, end, dtype=np.int32), (rows, end - start))
         x_BLD, cache = read(params, *fields, slots, cache)

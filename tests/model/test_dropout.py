@@ -50,7 +50,13 @@ def test_one_batch_or_two_microbatches_draw_the_same_masks(sites):
     params = transformer.init(model, jax.random.key(0))
     tokens = np.random.default_rng(0).integers(0, 50, (4, 8)).astype(np.int32)
     ones = np.ones((4, 8), np.int32)
-    batch = {"tokens": tokens, "targets": tokens, "positions": ones.cumsum(1, dtype=np.int32) - 1, "segment_ids": ones, "weights": ones * 1.0}
+    batch = {
+        "tokens": tokens,
+        "targets": tokens,
+        "positions": ones.cumsum(1, dtype=np.int32) - 1,
+        "segment_ids": ones,
+        "weights": ones * 1.0,
+    }
     program = jax.jit(spmd.loss_and_grad(config, meshes.make(config.mesh)))
     at_once = program(params, {k: v.reshape(1, 4, 8).astype(v.dtype) for k, v in batch.items()}, 1, 5)
     in_two = program(params, {k: v.reshape(2, 2, 8) for k, v in batch.items()}, 2, 5)
