@@ -17,7 +17,7 @@ from mtnlg import checkpoint, lm
 from mtnlg.checkpoint import Checkpoints
 from mtnlg.core import config as configs
 from mtnlg.core import schema
-from mtnlg.core.errors import DataError, MtnlgError
+from mtnlg.core.errors import ConfigError, DataError, MtnlgError
 from mtnlg.corpus import build
 from mtnlg.data import tokenizer as tokenizers
 from mtnlg.data.loader import Heldout, Loader, Prefetcher
@@ -70,6 +70,7 @@ class Run:
         self.prepared = build.prepare(config, config.data.directory or path / "data")
         self.tokenizer = tokenizers.load(self.prepared.tokenizer)
         self.tokenizer.save(path / "tokenizer")
+        self.require_room_for_samples()
         self.checkpoints = Checkpoints(path / "checkpoints", config.checkpoint.keep_last)
         self.engine: Engine | None = None
         self.peak_flops_per_sec = peak.best_gemm_flops_per_sec(config.train.compute_dtype)
@@ -105,11 +106,11 @@ class Run:
                 hooks = {"on_report": self.report, "on_step": self.beside, "should_stop": lambda: bool(stopped)}
                 state, position = loop.run(config, program, state, position, batches, **hooks)
             finished = position.step >= last
+            if position.step not in self.checkpoints.steps():
+                self.save(state, position)
             if finished:
                 heldout = self.evaluate(state, position, None)
                 written = self.write_samples(state, position)
-            if position.step not in self.checkpoints.steps():
-                self.save(state, position)
             self.checkpoints.wait()
             progress.note(f"{'finished' if finished else 'stopped, to be continued'} at step {position.step}, saved in {self.path}")
         if finished:
@@ -235,18 +236,27 @@ class Run:
         self.progress.note(f"step {position.step}: held-out loss {', '.join(f'{value:.4f}' for value in values.values())} nats per token")
         return found
 
+    def require_room_for_samples(self) -> None:
+        """Raises ConfigError, before any training, for a prompt whose continuation would not fit into the sequence length."""
+        room = self.config.model.seq_len - self.config.sample.max_new_tokens
+        for prompt in self.config.sample.prompts:
+            length = max(len(self.tokenizer.encode(prompt)), 1)
+            if length > room:
+                what = f"sample.max_new_tokens={self.config.sample.max_new_tokens} after a prompt of {length} tokens"
+                cure = f"--config.sample.max_new_tokens={max(self.config.model.seq_len - length, 1)} or a shorter prompt"
+                raise ConfigError(f"{what} exceed model.seq_len={self.config.model.seq_len}", f"sample.prompts: {prompt[:40]!r}", cure)
+
     def write_samples(self, state: State, position: Position) -> list[tuple[str, str]]:
         """A continuation of every prompt of the config."""
-        sample, seq_len = self.config.sample, self.config.model.seq_len
+        sample = self.config.sample
         if not sample.prompts:
             return []
         if self.engine is None:
-            self.engine = Engine(self.config, self.mesh, state.params)
+            self.engine = Engine(self.config, self.mesh, state.params, self.tokenizer.vocab_size)
         self.engine.load(state.params)
         model, written = lm.LanguageModel(self.tokenizer, self.engine), []
         for number, prompt in enumerate(sample.prompts):
-            room = min(sample.max_new_tokens, seq_len - len(self.tokenizer.encode(prompt)))
-            settings = {"max_new_tokens": room, "temperature": sample.temperature, "top_p": sample.top_p, "seed": number}
+            settings = {"max_new_tokens": sample.max_new_tokens, "temperature": sample.temperature, "top_p": sample.top_p, "seed": number}
             written.append((prompt, model.complete(prompt, **settings)))
             self.samples.write(step=position.step, prompt=prompt, text=written[-1][1])
         return written

@@ -28,6 +28,9 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"mtnlg: error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("mtnlg: stopped", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -70,4 +73,5 @@ GPT-style language models in JAX, from raw text to generated text.
 {verbs}
 
 `mtnlg VERB --help` tells more; `mtnlg train --help` lists every config key. `--debug` shows tracebacks.
-Exit codes: 0 done, 2 bad config or usage, 16 loss not finite, 65 damaged data, 66 missing input, 73 cannot write, 75 try again."""
+Exit codes: 0 done, 2 bad config or usage, 16 loss not finite, 65 damaged data, 66 missing input, 73 cannot write, 75 try again,
+130 stopped by Ctrl-C."""

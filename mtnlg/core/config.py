@@ -91,9 +91,12 @@ def load(path_and_arg: str) -> dict:
         raise ConfigError(f"--config={path_and_arg}: there is no such file", path, cure)
     if file.suffix == ".json":
         try:
-            return json.loads(file.read_text())
+            values = json.loads(file.read_text())
         except ValueError as error:
             raise ConfigError(f"not JSON: {error}", path) from None
+        if not isinstance(values, dict):
+            raise ConfigError("not a config: a JSON object is expected", path, "a run's config.json")
+        return values
     return _run(file, arg)
 
 
@@ -111,15 +114,21 @@ def _run(file: pathlib.Path, arg: str) -> dict:
     except ConfigError:
         raise
     except Exception as error:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == spec.origin]
+        if isinstance(error, SyntaxError) and error.filename == spec.origin:
+            lines.append(error.lineno)
         where = f"{file}:{lines[-1]}" if lines else str(file)
         raise ConfigError(f"{type(error).__name__}: {_brief(error)}", where, "mtnlg config --help lists every key") from error
+    if not hasattr(config, "to_dict"):
+        raise ConfigError(f"get_config() gave {config!r}, not a config", str(file), "`return config` at its end")
     return config.to_dict()
 
 
 def _brief(error: Exception) -> str:
     """The error in one line, without the list of every other key that ConfigDict adds."""
-    text = (str(error.args[0]) if error.args else "").strip("'").replace("\\n", " ")
+    while error.args and isinstance(error.args[0], Exception):  # ConfigDict wraps a KeyError, whose str is a repr
+        error = error.args[0]
+    text = str(error.args[0]) if error.args else ""
     return " ".join(re.sub(r"Other fields present: .*?(?=Did you mean|$)", "", text, flags=re.DOTALL).split())
 
 

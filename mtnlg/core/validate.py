@@ -5,7 +5,7 @@ from mtnlg.core import schema
 
 def problems(config: schema.Config) -> list[str]:
     """One line for each contradiction: the keys, their values, and a value that would do."""
-    found = [line for check in (_model, _sizes, _batch, _optimizer, _data, _mesh) for line in check(config)]
+    found = [line for check in (_model, _sizes, _batch, _optimizer, _data, _sample, _mesh) for line in check(config)]
     return found
 
 
@@ -102,6 +102,16 @@ def _data(config):
         yield f"data.weights={data.weights} must all be above 0"
     if not 0 < data.heldout_fraction < 1:
         yield f"data.heldout_fraction={data.heldout_fraction} is not between 0 and 1"
+
+
+def _sample(config):
+    sample = config.sample
+    if sample.max_new_tokens < 1:
+        yield f"sample.max_new_tokens={sample.max_new_tokens} must be at least 1"
+    if not 0 <= sample.temperature < float("inf"):
+        yield f"sample.temperature={sample.temperature} must be 0 or above"
+    if not 0 < sample.top_p <= 1:
+        yield f"sample.top_p={sample.top_p} is not above 0 and at most 1"
 
 
 def _mesh(config):

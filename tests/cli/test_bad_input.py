@@ -131,13 +131,12 @@ def test_an_argument_for_a_config_that_takes_none(stderr_of):
 
 
 EVERY_KEY = "Try: mtnlg config --help lists every key"
-not_yet = pytest.mark.xfail(strict=True, reason="mtnlg/core/config.py, told to its owner")
 LOCKED = 'AttributeError: Key "num_layer" does not exist and cannot be added since the config is locked.'
 BROKEN = [
     ("    return 1 / 0\n", "ZeroDivisionError: division by zero"),
     ("    config.model.num_layer = 3\n", f'{LOCKED} Did you mean "num_layers" instead of "num_layer"?'),
-    pytest.param("    import no_such\n", "ModuleNotFoundError: No module named 'no_such'", marks=not_yet, id="a quote at the end"),
-    pytest.param("    return config)\n", "SyntaxError: unmatched ')'", marks=not_yet, id="a syntax error"),
+    pytest.param("    import no_such\n", "ModuleNotFoundError: No module named 'no_such'", id="a quote at the end"),
+    pytest.param("    return config)\n", "SyntaxError: unmatched ')'", id="a syntax error"),
 ]
 
 
@@ -148,7 +147,6 @@ def test_an_error_in_a_config_names_its_line(stderr_of, tmp_path, text, what):
     assert (line, code) == (f"{what} ({tmp_path / 'own.py'}:6). {EVERY_KEY}", 2)
 
 
-@not_yet
 def test_a_relative_path_names_the_line_too(stderr_of, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(HEAD + "    return 1 / 0\n")
@@ -161,8 +159,8 @@ def test_a_relative_path_names_the_line_too(stderr_of, tmp_path, monkeypatch):
         ("own.json", "{"),
         ("own.py", "x = 1\n"),
         ("own.py", HEAD + "    assert False\n"),
-        pytest.param("own.json", "[1]", marks=not_yet),
-        pytest.param("own.py", HEAD, marks=not_yet, id="a config that is not returned"),
+        pytest.param("own.json", "[1]"),
+        pytest.param("own.py", HEAD, id="a config that is not returned"),
     ],
 )
 def test_a_config_that_gives_none(stderr_of, tmp_path, name, text):

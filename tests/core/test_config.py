@@ -97,6 +97,8 @@ CONTRADICTIONS = {
     "data.weights": ((1.0, 2.0), "2 numbers for 1 sources"),
     "data.heldout_fraction": (1.0, "not between 0 and 1"),
     "model.vocab_size": (0, "must be at least 1"),
+    "sample.temperature": (-1.0, "must be 0 or above"),
+    "sample.top_p": (0.0, "not above 0"),
     "log.norms_every_steps": (7, "no multiple of log.every_steps"),
 }
 
