@@ -67,7 +67,7 @@ class StoreWriter:
         }
         with files.translate_errors(self._bin, 0):
             self._bin.parent.mkdir(parents=True, exist_ok=True)
-            self._file = files.temporary(self._bin).open("wb")
+            self._file = open(files.temporary(self._bin), "wb")  # noqa: SIM115 (closed in close)
 
     def add(self, ids, num_bytes: int = 0) -> None:
         """Appends a document: its ids, and the bytes of its original text. Raises DataError on an id outside the vocabulary."""
