@@ -16,7 +16,7 @@ import threading
 
 import jax
 
-from mtnlg.core.errors import DataError, MissingInput, MtnlgError, TemporaryFailure
+from mtnlg.core.errors import CannotWrite, DataError, MissingInput, MtnlgError, TemporaryFailure
 from mtnlg.core.tree import by_path
 
 MANIFEST = "MANIFEST.json"
@@ -53,12 +53,12 @@ class Checkpoints:
                 response.result()
                 _write(unfinished / "meta.json", json.dumps(meta, indent=1))
                 _write(unfinished / MANIFEST, json.dumps(_manifest(unfinished), indent=1))
-                if final.exists():  # saved before by a run that was rolled back: the new one replaces it only when it is whole
-                    shutil.rmtree(final)
+                if final.exists():
+                    final.rename(_unused(self.directory / f"{final.name}.replaced"))
                 unfinished.rename(final)
                 _sync(self.directory)
                 for old in self.steps()[: -self.keep_last]:
-                    shutil.rmtree(self.directory / str(old))
+                    _delete(self.directory / str(old))
         except BaseException as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             self._error = error
@@ -81,22 +81,28 @@ class Checkpoints:
         return whole_steps(self.directory)
 
     def newest_good(self, report=print) -> pathlib.Path | None:
-        """The newest step that passes its manifest; damaged ones are named and set aside as `STEP.corrupt`, never deleted.
+        """The newest step that passes its manifest; newer, damaged ones are named and set aside as `STEP.corrupt`, never deleted.
 
-        None when nothing was saved yet. Raises DataError when there are steps and all are damaged.
+        None when nothing was saved yet. Raises DataError, and moves nothing, when there are steps and all are damaged.
         """
-        steps = self.steps()
-        for step in reversed(steps):
-            found = self.directory / str(step)
-            damage = problems(found)
-            if not damage:
+        damaged = {}
+        for found in (self.directory / str(step) for step in reversed(self.steps())):
+            if not (damage := problems(found)):
+                for other, first in damaged.items():
+                    aside = _unused(self.directory / f"{other.name}.corrupt")
+                    other.rename(aside)
+                    report(f"checkpoint {other} is damaged ({first}): set aside as {aside.name}")
                 return found
-            aside = _unused(self.directory / f"{step}.corrupt")
-            found.rename(aside)
-            report(f"checkpoint {found} is damaged ({damage[0]}): set aside as {aside.name}")
-        if steps:
+            damaged[found] = damage[0]
+        if damaged:
             raise DataError("every checkpoint is damaged", str(self.directory), "another --workdir, or restore a copy")
         return None
+
+    def clear_unfinished(self) -> None:
+        """Removes what an interrupted save or deletion left behind; only for the one writer of the folder, before its first save."""
+        for pattern in ("*.saving*", "*.deleting"):
+            for left in self.directory.glob(pattern):
+                shutil.rmtree(left)
 
 
 def whole_steps(directory: str | os.PathLike) -> list[int]:
@@ -109,7 +115,7 @@ def whole_steps(directory: str | os.PathLike) -> list[int]:
 
 def find(path: str | os.PathLike) -> pathlib.Path:
     """The step folder that `path` means: itself, or the newest of a run or checkpoints folder. Raises MissingInput."""
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).resolve()
     if (path / MANIFEST).is_file():
         return path
     for directory in (path / "checkpoints", path):
@@ -200,6 +206,11 @@ def _sync(directory: pathlib.Path) -> None:
         os.close(descriptor)
 
 
+def _delete(step_dir: pathlib.Path) -> None:
+    """Deletes a step so that, stopped half-way, it no longer looks like one."""
+    shutil.rmtree(step_dir.rename(step_dir.with_suffix(".deleting")))
+
+
 def _unused(path: pathlib.Path) -> pathlib.Path:
     number = 1
     while path.exists():
@@ -214,7 +225,7 @@ def _num_bytes(tree) -> int:
 
 @contextlib.contextmanager
 def _disk_errors(path: pathlib.Path, size):
-    """Turns a failed write into TemporaryFailure with the path and the bytes that were needed."""
+    """Turns a full disk into TemporaryFailure with the path and the bytes that were needed, other failed writes into CannotWrite."""
     num_bytes = size if isinstance(size, int) else _num_bytes(size)
     try:
         yield
@@ -223,6 +234,11 @@ def _disk_errors(path: pathlib.Path, size):
     except Exception as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         full = full or any(word in str(error) for word in ("No space left", "ENOSPC", "RESOURCE_EXHAUSTED", "File too large"))
-        what = "the disk is full" if full else f"the checkpoint could not be written: {str(error).splitlines()[0]}"
-        cure = f"free {num_bytes} bytes and start again; older checkpoints are untouched"
-        raise TemporaryFailure(what, str(path), cure) from error
+        if full:
+            cure = f"free {num_bytes} bytes and start again; older checkpoints are untouched"
+            raise TemporaryFailure("the disk is full", str(path), cure) from error
+        if isinstance(error, OSError):
+            raise CannotWrite(
+                f"the checkpoint cannot be written: {error.strerror}", str(path), "a --workdir that can be written to"
+            ) from error
+        raise

@@ -44,8 +44,6 @@ def from_pretrained(path: str | os.PathLike) -> "LanguageModel":
 def load_params(step_dir, config: schema.Config, mesh):
     """The weights of a checkpoint, in their storage sharding on the mesh."""
     dtype = jax.numpy.dtype(config.train.param_dtype)
-    if dtype == "float64" and not jax.config.jax_enable_x64:
-        raise ConfigError("weights in float64 need 64-bit mode", "train.param_dtype=float64", "JAX_ENABLE_X64=1 before the command")
     shapes = jax.eval_shape(lambda: transformer.init(config.model, jax.random.key(0), dtype))
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
     return checkpoint.load(step_dir, "params", jax.tree.map(place, shapes, specs.shardings(mesh, specs.STORAGE, shapes)))

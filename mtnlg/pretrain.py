@@ -3,6 +3,7 @@
 import contextlib
 import math
 import pathlib
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from mtnlg.parallel import mesh as meshes
 from mtnlg.run import curves
 from mtnlg.run.folder import RunFolder, change_table
 from mtnlg.run.metrics import Metrics
+from mtnlg.run.metrics import read as read_metrics
 from mtnlg.run.progress import Progress
 from mtnlg.train import evaluate, loop, peak, schedule
 from mtnlg.train import state as states
@@ -69,7 +71,6 @@ class Run:
         self.config, self.path, self.mesh = config, path, mesh
         self.prepared = build.prepare(config, config.data.directory or path / "data")
         self.tokenizer = tokenizers.load(self.prepared.tokenizer)
-        self.tokenizer.save(path / "tokenizer")
         self.require_room_for_samples()
         self.checkpoints = Checkpoints(path / "checkpoints", config.checkpoint.keep_last)
         self.engine: Engine | None = None
@@ -94,7 +95,9 @@ class Run:
 
     def train(self) -> Result:
         config = self.config
+        self.checkpoints.clear_unfinished()
         state, position = self.restore()
+        self.keep_tokenizer()
         self.metrics.cut(position.step)
         self.samples.cut(position.step)
         last, heldout, written = config.train.num_steps, {}, []
@@ -106,6 +109,7 @@ class Run:
                 hooks = {"on_report": self.report, "on_step": self.beside, "should_stop": lambda: bool(stopped)}
                 state, position = loop.run(config, program, state, position, batches, **hooks)
             finished = position.step >= last
+            self.checkpoints.wait()
             if position.step not in self.checkpoints.steps():
                 self.save(state, position)
             if finished:
@@ -150,6 +154,13 @@ class Run:
                 "the checkpoint was trained with another tokenizer", str(step_dir), f"data.tokenizer={step_dir.parent.parent}/tokenizer"
             )
 
+    def keep_tokenizer(self) -> None:
+        """A copy of the tokenizer in the run's folder; only after `restore` has found that it is the one of the checkpoints."""
+        folder = self.path / "tokenizer"
+        if not self.checkpoints.steps():
+            shutil.rmtree(folder, ignore_errors=True)
+        self.tokenizer.save(folder)
+
     @contextlib.contextmanager
     def batches(self, position: Position) -> Iterator[Iterator[loop.Batch]]:
         """Batches from `position` on, made one step ahead in a thread."""
@@ -162,8 +173,7 @@ class Run:
             seed=config.seed,
             order=config.data.order,
             num_samples=schedule.final_position(config).samples,
-            reset_at_documents=config.data.reset_at_documents,
-            eod_id=self.tokenizer.eod_id,
+            **self.documents(),
         )
         rows = train.microbatch_size or train.batch_size
         most = train.batch_size // rows
@@ -187,6 +197,10 @@ class Run:
 
         with Prefetcher(lambda samples: (samples, make(samples)), starts()) as prefetched:
             yield on_mesh(prefetched)
+
+    def documents(self) -> dict:
+        """How documents inside a sequence are told apart, in training and scoring alike."""
+        return {"reset_at_documents": self.config.data.reset_at_documents, "eod_id": self.tokenizer.eod_id}
 
     def report(self, report: loop.Report) -> None:
         step, values = report.position.step, report.metrics
@@ -227,12 +241,14 @@ class Run:
     def evaluate(self, state: State, position: Position, max_tokens: int | None) -> dict[str, evaluate.Heldout]:
         """Held-out loss of every source and of all together, in metrics and on the screen."""
         rows, found = self.config.train.microbatch_size or self.config.train.batch_size, {}
+        read = {"seq_len": self.config.model.seq_len, **self.documents()}
         for source in self.prepared.sources:
-            heldout = Heldout(Store(source.heldout.prefix, vocab_size=self.config.model.vocab_size), seq_len=self.config.model.seq_len)
+            heldout = Heldout(Store(source.heldout.prefix, vocab_size=self.config.model.vocab_size), **read)
             found[source.name] = evaluate.heldout(self.score, self.mesh, state.params, heldout.batches(rows, max_tokens))
         whole = evaluate.Heldout(sum(h.nats for h in found.values()), sum(h.num_tokens for h in found.values()))
         values = {"heldout_loss": whole.loss} | ({f"heldout_loss/{name}": h.loss for name, h in found.items()} if len(found) > 1 else {})
-        self.metrics.write(step=position.step, tokens=position.tokens, **values)
+        if not self.is_recorded("metrics", position, "heldout_loss"):
+            self.metrics.write(step=position.step, tokens=position.tokens, **values)
         self.progress.note(f"step {position.step}: held-out loss {', '.join(f'{value:.4f}' for value in values.values())} nats per token")
         return found
 
@@ -256,10 +272,17 @@ class Run:
         self.engine.load(state.params)
         model, written = lm.LanguageModel(self.tokenizer, self.engine), []
         for number, prompt in enumerate(sample.prompts):
-            settings = {"max_new_tokens": sample.max_new_tokens, "temperature": sample.temperature, "top_p": sample.top_p, "seed": number}
-            written.append((prompt, model.complete(prompt, **settings)))
-            self.samples.write(step=position.step, prompt=prompt, text=written[-1][1])
+            settings = {"max_new_tokens": sample.max_new_tokens, "temperature": sample.temperature, "top_p": sample.top_p}
+            seed = (self.config.seed + number) % 2**32
+            written.append((prompt, model.complete(prompt, seed=seed, **settings)))
+        if not self.is_recorded("samples", position, "text"):
+            for prompt, text in written:
+                self.samples.write(step=position.step, prompt=prompt, text=text)
         return written
+
+    def is_recorded(self, name: str, position: Position, field: str) -> bool:
+        """Whether `NAME.jsonl` has a line of this step with this field: a finished run that is started again adds nothing."""
+        return any(line["step"] == position.step and field in line for line in read_metrics(self.path / f"{name}.jsonl"))
 
     def save(self, state: State, position: Position) -> None:
         meta = position._asdict() | {"config": configs.to_nested(self.config), "tokenizer_sha256": self.tokenizer.sha256}

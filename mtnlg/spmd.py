@@ -2,7 +2,8 @@
 
 Every function here builds a function of global arrays, to be called inside `jax.jit`. Inside `shard_map` each device sees its own
 shard, differentiation happens there (never through it), and every collective is written out with what it sums and why.
-`check_vma` is off: a missing reduction would give silently wrong gradients, so each one has a negative control in the tests.
+`check_vma` is off: a missing reduction gives silently wrong gradients. On the one device of this version every reduction is over axes
+of size one; the mesh issue brings a negative control for each.
 """
 
 import functools
@@ -13,7 +14,6 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from mtnlg.core import prng, schema
-from mtnlg.core.tree import cast
 from mtnlg.model import count, loss, transformer
 from mtnlg.model.cache import Cache
 from mtnlg.parallel import specs
@@ -24,9 +24,19 @@ BATCH_FIELDS = ("tokens", "targets", "positions", "segment_ids", "weights")
 
 
 def _over(mesh: Mesh, config: schema.Config, in_specs, out_specs):
-    """`shard_map` of a function whose first argument is the parameters."""
+    """`shard_map` of a function whose first argument is the parameters. float32 means float32, on devices with faster ways too."""
     compute = specs.specs(specs.COMPUTE, count.abstract_params(config.model))
-    return functools.partial(jax.shard_map, mesh=mesh, in_specs=(compute, *in_specs), out_specs=out_specs, check_vma=False)
+    over = functools.partial(jax.shard_map, mesh=mesh, in_specs=(compute, *in_specs), out_specs=out_specs, check_vma=False)
+
+    def exact(function):
+        @functools.wraps(function)
+        def run(*arguments):
+            with jax.default_matmul_precision("float32"):
+                return function(*arguments)
+
+        return over(run)
+
+    return exact
 
 
 def loss_and_grad(config: schema.Config, mesh: Mesh):
@@ -34,7 +44,8 @@ def loss_and_grad(config: schema.Config, mesh: Mesh):
 
     params: master copy; batch: fields [M, B, L], of which the first `num_microbatches` (traced: one program for a whole batch
     ramp) are used; step: traced, names the dropout masks. `loss` is the sum of weighted losses, `grads` the gradient of that sum
-    in the parameters' dtype; the caller divides by `weight`, once. `rms_N` [N]: scale of activations, summed over microbatches.
+    in the parameters' dtype; the caller divides by `weight`, once. `rms_N` [N]: scale of activations, the mean over devices,
+    summed over microbatches.
     """
     model, train = config.model, config.train
     compute_dtype = jnp.dtype(train.compute_dtype)
@@ -47,7 +58,7 @@ def loss_and_grad(config: schema.Config, mesh: Mesh):
             shard = jax.lax.axis_index(SAMPLE_AXES)
             samples_B = first_sample + shard * rows + jnp.arange(rows)
             dropout = prng.Dropout(prng.key(config.seed, prng.DROPOUT, step), samples_B, jnp.arange(length))
-        cast_params = cast(params, compute_dtype)
+        cast_params = transformer.compute_copy(params, compute_dtype)
         settings = {"recompute": train.recompute, "unroll": train.unroll_layers, "dropout": dropout}
         x_BLD, rms_N = transformer.hidden(model, cast_params, batch, **settings)
         total = loss.loss_sum(
@@ -68,7 +79,7 @@ def loss_and_grad(config: schema.Config, mesh: Mesh):
             fields = {name: jax.lax.dynamic_index_in_dim(batch[name], m, keepdims=False) for name in BATCH_FIELDS}
             differentiate = jax.value_and_grad(microbatch_loss, has_aux=True)
             (total, rms_N), grads = differentiate(params, fields, m * samples_in_microbatch, step)
-            return {"loss": total, "weight": jnp.sum(fields["weights"]), "grads": grads, "rms_N": rms_N}
+            return {"loss": total, "weight": jnp.sum(fields["weights"]), "grads": grads, "rms_N": rms_N / num_shards}
 
         if batch["tokens"].shape[0] == 1:
             sums = one(0)
@@ -88,7 +99,7 @@ def score(config: schema.Config, mesh: Mesh):
     model, train = config.model, config.train
 
     def local(params, batch):
-        cast_params = cast(params, jnp.dtype(train.compute_dtype))
+        cast_params = transformer.compute_copy(params, jnp.dtype(train.compute_dtype))
         x_BLD, _ = transformer.hidden(model, cast_params, batch)
         nll_T, greedy_T = loss.token_losses(
             x_BLD.reshape(-1, model.d_model),

@@ -113,7 +113,7 @@ def _check_arguments(verb: str, options: argparse.Namespace, rest: list[str]) ->
     path, overrides = configs.split_arguments(rest)
     ours = [p for p in (path, getattr(options, "diff", None)) if p and p.startswith("configs/")]
     for shipped in ours:
-        configs.resolve([f"{configs.PREFIX}={shipped}", *(rest if shipped == path else [])])
+        configs.resolve(rest if shipped == path else [f"{configs.PREFIX}={shipped}"])
     for name, text in overrides.items():
         configs.parse(name, text)
 

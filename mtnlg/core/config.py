@@ -59,7 +59,7 @@ def resolve(arguments: list[str]) -> schema.Config:
 
 def split_arguments(arguments: list[str]) -> tuple[str, dict[str, str]]:
     """(path of the config, {dotted key: text}) of `--config=PATH --config.key=value` and `--config.key value`."""
-    path, overrides, rest = None, {}, list(arguments)
+    given, rest = {}, list(arguments)
     while rest:
         head = rest.pop(0)
         name, equals, value = head.partition("=")
@@ -69,13 +69,14 @@ def split_arguments(arguments: list[str]) -> tuple[str, dict[str, str]]:
             if not rest or rest[0].startswith("--"):
                 raise ConfigError(f"{name} has no value", "command line", f"{name}=VALUE")
             value = rest.pop(0)
-        if name == PREFIX:
-            path = value
-        else:
-            overrides[name.removeprefix(PREFIX + ".")] = value
+        if name in given:
+            raise ConfigError(f"{name} is given twice: {given[name]!r} and {value!r}", "command line", "one of them")
+        given[name] = value
+    path = given.pop(PREFIX, None)
     if path is None:
         shipped = ", ".join(sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))) or "FILE.py"
         raise ConfigError("no config is named", "command line", f"--config=FILE, one of {shipped}")
+    overrides = {name.removeprefix(PREFIX + "."): value for name, value in given.items()}
     for name in overrides:
         require_known(name)
     return path, overrides
@@ -83,13 +84,17 @@ def split_arguments(arguments: list[str]) -> tuple[str, dict[str, str]]:
 
 def load(path_and_arg: str) -> dict:
     """The nested values of a config file, `.py` or `.json`; `FILE.py:ARG` hands ARG to `get_config`."""
-    path, _, arg = path_and_arg.partition(":")
+    path, arg = path_and_arg, ""
+    if ":" in path and not pathlib.Path(path).is_file():
+        path, _, arg = path.rpartition(":")
     file = pathlib.Path(path)
     if not file.is_file():
         near = difflib.get_close_matches(file.stem, [p.stem for p in pathlib.Path("configs").glob("*.py")], 1, 0.4)
         cure = f"--config=configs/{near[0]}.py" if near else "a path that exists, as configs/demo.py"
         raise ConfigError(f"--config={path_and_arg}: there is no such file", path, cure)
     if file.suffix == ".json":
+        if arg:
+            raise ConfigError(f"a .json config takes no argument, so {arg!r} means nothing", path, f"--config={path}")
         try:
             values = json.loads(file.read_text())
         except ValueError as error:
@@ -133,10 +138,10 @@ def _brief(error: Exception) -> str:
 
 
 def flatten(nested: dict, prefix: str = "") -> dict:
-    """{'a': {'b': 1}} as {'a.b': 1}."""
+    """{'a': {'b': 1}} as {'a.b': 1}; an empty dict is a value, so that `from_flat` sees it."""
     flat = {}
     for name, value in nested.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             flat |= flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value
@@ -147,6 +152,8 @@ def from_flat(values: dict) -> schema.Config:
     """The typed config of {dotted key: value}; a missing key has its default. Raises ConfigError on unknown keys and wrong types."""
     fields = schema.leaves()
     for name, value in values.items():
+        if value == {} and _keys_inside(name):
+            continue
         require_known(name)
         values[name] = _check_type(name, value, fields[name].type)
         choices = fields[name].metadata["choices"]
@@ -201,14 +208,17 @@ def require_known(name: str) -> None:
     known = schema.leaves()
     if name in known:
         return
-    inside = [k for k in known if k.startswith(name + ".")]
-    if inside:
+    if inside := _keys_inside(name):
         raise ConfigError(f"{name} is a group of keys, not a key", f"--config.{name}", f"--config.{inside[0]}=VALUE")
     near = difflib.get_close_matches(name, known, 1, 0.3)
     last = difflib.get_close_matches(name.rpartition(".")[2], [k.rpartition(".")[2] for k in known], 1, 0.6)
     if last and (not near or near[0].rpartition(".")[2] != last[0]):
         near = [k for k in known if k.rpartition(".")[2] == last[0]]
     raise ConfigError(f"there is no key {name!r}", f"--config.{name}", f"--config.{near[0]}" if near else "mtnlg config --help")
+
+
+def _keys_inside(group: str) -> list[str]:
+    return [name for name in schema.leaves() if name.startswith(group + ".")]
 
 
 def _base_type(annotation):
@@ -241,13 +251,24 @@ def parse(name: str, text: str):
         if base is float:
             return float(text)
         if base is tuple:
-            item = typing.get_args(annotation)[0]
-            if text.startswith(("(", "[")):
-                return tuple(item(v) for v in ast.literal_eval(text))
-            return tuple(item(v) for v in text.split(",") if v)
+            item, literal = typing.get_args(annotation)[0], _literal(text)
+            return tuple(map(item, literal if _is_list_of(item, literal) else filter(None, text.split(","))))
     except (ValueError, KeyError, SyntaxError, TypeError, OverflowError):
         raise ConfigError(f"{name}={text!r} is not a {type_name(annotation)}", f"--config.{name}", _example(name)) from None
     return text
+
+
+def _literal(text: str):
+    """What `text` means in Python, if it is written as a tuple or list; else None."""
+    try:
+        return ast.literal_eval(text) if text.startswith(("(", "[")) else None
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+def _is_list_of(item: type, value) -> bool:
+    kinds = (int, float) if item is float else item
+    return isinstance(value, (list, tuple)) and all(isinstance(v, kinds) and not isinstance(v, bool) for v in value)
 
 
 def _example(name: str) -> str:
@@ -265,8 +286,8 @@ def _check_type(name: str, value, annotation):
     if base is tuple:
         value = (value,) if isinstance(value, str) else value
         item = typing.get_args(annotation)[0]
-        if isinstance(value, (list, tuple)) and all(isinstance(v, (item, int) if item is float else item) for v in value):
-            return tuple(item(v) for v in value)
+        if _is_list_of(item, value):
+            return tuple(map(item, value))
     elif isinstance(value, base) and not (base is int and isinstance(value, bool)):
         return value
     raise ConfigError(f"{name}={value!r} is not a {type_name(annotation)}", name, _example(name))

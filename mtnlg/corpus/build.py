@@ -1,6 +1,7 @@
 """From `data.source` to a directory of tokens, once, before training: split, tokenizer, stores, manifest."""
 
 import contextlib
+import hashlib
 import pathlib
 import sys
 import time
@@ -12,7 +13,7 @@ from mtnlg.corpus import manifest, split
 from mtnlg.corpus.manifest import Prepared, PreparedSource, PreparedStore
 from mtnlg.data import files
 from mtnlg.data import tokenizer as tokenizers
-from mtnlg.data.store import Store, StoreWriter
+from mtnlg.data.store import Store, StoreWriter, paths
 from mtnlg.data.tokenizer import Tokenizer
 
 _BATCH_BYTES = 4_000_000  # text tokenised at once
@@ -128,16 +129,29 @@ def _measure(prefix: pathlib.Path, tokenizer: Tokenizer) -> PreparedStore:
     store = Store(prefix, vocab_size=tokenizer.vocab_size)
     if not store.sidecar or store.sidecar["tokenizer_sha256"] != tokenizer.sha256:
         raise DataError("the tokens are not of the tokenizer beside them", str(prefix), "a fresh data.directory")
-    return PreparedStore(prefix, store.num_tokens, store.sidecar["num_bytes"], store.num_documents)
+    digests = (_sha256(path) for path in paths(prefix)[:2])
+    return PreparedStore(prefix, store.num_tokens, store.sidecar["num_bytes"], store.num_documents, *digests)
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _require_whole(prepared: Prepared, directory: pathlib.Path) -> None:
-    """Raises DataError, or MissingInput, unless tokenizer and stores are what the manifest says."""
+    """Raises DataError, naming the file, or MissingInput, unless tokenizer and stores are what the manifest says, byte for byte."""
     tokenizer = tokenizers.load(prepared.tokenizer)
     for source in prepared.sources:
         for side in (source.train, source.heldout):
-            if _measure(side.prefix, tokenizer) != side:
-                raise DataError("the tokens are not those of the manifest", str(side.prefix), f"delete {directory} and start again")
+            found = _measure(side.prefix, tokenizer)
+            if found != side:
+                where = _differing_file(found, side)
+                raise DataError("the tokens are not those of the manifest", where, f"delete {directory} and start again")
+
+
+def _differing_file(found: PreparedStore, expected: PreparedStore) -> str:
+    told_by = zip(paths(found.prefix), ("bin_sha256", "idx_sha256", "num_bytes"), strict=True)
+    return next((str(path) for path, key in told_by if getattr(found, key) != getattr(expected, key)), str(found.prefix))
 
 
 def _bar(name: str, num_bytes: int, progress: bool):

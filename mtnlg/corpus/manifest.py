@@ -15,7 +15,7 @@ from mtnlg.corpus import sources, split
 from mtnlg.data import files
 
 FILE = "manifest.json"
-_FORMAT = 1  # of the split, the stores and this file: a prepared directory of another format is not reused
+_FORMAT = 2  # of the split, the stores and this file: a prepared directory of another format is not reused
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class PreparedStore:
     num_tokens: int  # with the end-of-document token of each document
     num_bytes: int  # of UTF-8 text
     num_documents: int
+    bin_sha256: str
+    idx_sha256: str
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Survey:
 def survey(source: str, data: schema.Data) -> Survey:
     """Reads a source once and decides its split: about data.heldout_fraction of the documents, and something on both sides.
 
-    Raises what `sources.documents` raises.
+    Raises what `sources.documents` raises, and DataError when several documents share their one id: nothing tells them apart.
     """
     drops: Counter = Counter()
     num_documents = num_bytes = lowest = highest = 0
@@ -50,6 +50,9 @@ def survey(source: str, data: schema.Data) -> Survey:
         lowest, highest = (min(lowest, hashed), max(highest, hashed)) if num_documents else (hashed, hashed)
         num_documents += 1
         num_bytes += len(document.text.encode())
+    if lowest == highest and num_documents > 1:
+        cure = 'an "id" of its own for each document, or none'
+        raise DataError(f"all {num_documents} documents have the id {document.id!r}, so none can be held out", source, cure)
     threshold = min(max(int(data.heldout_fraction * _HASHES), lowest + 1), highest) if lowest < highest else None
     return Survey(source, num_documents, num_bytes, dict(drops), threshold, data)
 

@@ -40,7 +40,7 @@ class Loader:
         if weights and len(weights) != len(stores):
             raise DataError(f"{len(weights)} weights for {len(stores)} sources", "data.weights", "one weight for each source, or none")
         self._stores, self._seq_len = stores, seq_len
-        self._reset_at_documents, self._eod_id = reset_at_documents, eod_id
+        self._border = eod_id if reset_at_documents else None
         self._blend = Blend(weights or [store.num_tokens for store in stores])
         self._orders = []
         for number, (store, drawn) in enumerate(zip(stores, self._blend.drawn(num_samples).tolist(), strict=True)):
@@ -52,7 +52,7 @@ class Loader:
     def batch(self, sample_numbers: np.ndarray) -> dict[str, np.ndarray]:
         """int64 [B] sample numbers to a batch, [B, L] each (the batch contract of docs/design.md).
 
-        tokens, targets, positions, segment_ids int32; weights float32.
+        tokens, targets, positions, segment_ids int32; weights float32. Raises DataError on an id outside its store's vocabulary.
         """
         windows = np.empty((len(sample_numbers), self._seq_len + 1), np.int32)
         sources, indices = self._blend.locate(sample_numbers)
@@ -60,28 +60,27 @@ class Loader:
             rows = np.flatnonzero(sources == source)
             for row, spans in zip(rows, self._orders[source].spans(indices[rows]), strict=True):
                 windows[row] = np.concatenate([self._stores[source].read(start, count) for start, count in spans])
-        tokens = windows[:, :-1]
-        batch = _plain(tokens, windows[:, 1:])
-        if self._reset_at_documents:
-            batch["positions"], batch["segment_ids"] = _segments(tokens, self._eod_id)
-        return batch
+            self._stores[source].require_known(windows[rows])
+        return _whole(windows[:, :-1], windows[:, 1:], self._border)
 
 
-def _plain(tokens: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
-    """A batch without padding in which each row is one segment."""
+def _whole(tokens: np.ndarray, targets: np.ndarray, border: int | None) -> dict[str, np.ndarray]:
+    """A batch without padding; border as in `_segments`."""
+    positions, segment_ids = _segments(tokens, border)
     return {
         "tokens": np.ascontiguousarray(tokens),
         "targets": np.ascontiguousarray(targets),
-        "positions": np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape).copy(),
-        "segment_ids": np.ones(tokens.shape, np.int32),
+        "positions": positions,
+        "segment_ids": segment_ids,
         "weights": np.ones(tokens.shape, np.float32),
     }
 
 
-def _segments(tokens: np.ndarray, eod_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """(positions, segment_ids) int32 [B, L]: a segment begins at the start of a row and after each eod."""
+def _segments(tokens: np.ndarray, border: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """(positions, segment_ids) int32 [B, L]: a segment begins at the start of a row and after each border, if that is an id."""
     begins = np.zeros(tokens.shape, bool)
-    begins[:, 1:] = tokens[:, :-1] == eod_id
+    if border is not None:
+        begins[:, 1:] = tokens[:, :-1] == border
     places = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     origin = np.maximum.accumulate(np.where(begins, places, 0), axis=1)
     return places - origin, 1 + np.cumsum(begins, axis=1, dtype=np.int32)
@@ -90,16 +89,15 @@ def _segments(tokens: np.ndarray, eod_id: int) -> tuple[np.ndarray, np.ndarray]:
 class Heldout:
     """A held-out stream in windows that do not overlap: every token but the first is a target exactly once.
 
-    num_targets: targets of the whole stream. bytes: bytes of its original text, or None without a sidecar.
+    num_targets: targets of the whole stream. reset_at_documents, eod_id: as in `Loader`, so that scoring sees what training saw.
     Raises DataError when there is no token to predict.
     """
 
-    def __init__(self, store: Store, *, seq_len: int):
-        self._store, self._seq_len = store, seq_len
+    def __init__(self, store: Store, *, seq_len: int, reset_at_documents: bool, eod_id: int):
+        self._store, self._seq_len, self._border = store, seq_len, eod_id if reset_at_documents else None
         self.num_targets = store.num_tokens - 1
         if not self.num_targets:
             raise DataError("a held-out stream of one token has nothing to predict", store.prefix, "a larger data.heldout_fraction")
-        self.bytes = store.sidecar["num_bytes"] if store.sidecar else None
 
     def batches(self, batch_size: int, max_tokens: int | None = None) -> Iterator[dict[str, np.ndarray]]:
         """Batches [batch_size, L] of the first max_tokens targets (all of them if None); padding has weight 0 and segment 0."""
@@ -108,8 +106,9 @@ class Heldout:
             count = min(batch_size * length, num_targets - first)
             stream = np.zeros(batch_size * length + 1, np.int32)
             stream[: count + 1] = self._store.read(first, count + 1)
+            self._store.require_known(stream)
             scored = np.arange(batch_size * length).reshape(batch_size, length) < count
-            batch = _plain(stream[:-1].reshape(scored.shape), stream[1:].reshape(scored.shape))
+            batch = _whole(stream[:-1].reshape(scored.shape), stream[1:].reshape(scored.shape), self._border)
             yield {name: np.where(scored, values, 0).astype(values.dtype) for name, values in batch.items()}
 
 

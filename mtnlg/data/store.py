@@ -134,6 +134,7 @@ class Store:
     """A checked, memory-mapped store, read as one flat stream of tokens.
 
     num_tokens, num_documents: counts. document_starts: int64 [num_documents + 1], the first token of each document, then num_tokens.
+    vocab_size: as given; what `read` gives is judged by it when it is handed to `require_known`.
     sidecar: the dict of `<prefix>.json`, or None when there is none that agrees with the index (files of Megatron's have none).
 
     Raises MissingInput when a file is not there; DataError when one is damaged, when the store is empty, or, with `vocab_size`,
@@ -141,7 +142,7 @@ class Store:
     """
 
     def __init__(self, prefix, *, vocab_size: int | None = None):
-        self.prefix = str(prefix)
+        self.prefix, self.vocab_size = str(prefix), vocab_size
         self._bin, self._idx, self._json = paths(prefix)
         for path in (self._idx, self._bin):
             if not path.is_file():
@@ -154,13 +155,18 @@ class Store:
         self._tokens = np.memmap(self._bin, dtype, "r")
         self.sidecar = self._read_sidecar()
         if vocab_size is not None:
-            self._check_ids(vocab_size)
+            self._require_inside(*self._extremes())
 
     def read(self, start: int, count: int) -> np.ndarray:
         """int32 [count]: tokens start ... start + count - 1 of the stream. Raises IndexError outside it."""
         if not 0 <= start <= start + count <= self.num_tokens:
             raise IndexError(f"tokens {start} to {start + count} of {self.num_tokens} in {self.prefix}")
         return self._tokens[start : start + count].astype(np.int32)
+
+    def require_known(self, ids: np.ndarray) -> None:
+        """Raises DataError when ids that were read are outside vocab_size: the sidecar vouches for the file as it was written."""
+        if self.vocab_size is not None:
+            self._require_inside(int(ids.min()), int(ids.max()))
 
     def _read_sidecar(self) -> dict | None:
         try:
@@ -173,17 +179,19 @@ class Store:
             raise DataError(f"the sidecar is damaged: {error}", str(self._json), _CURE) from error
         return sidecar if whole else None
 
-    def _check_ids(self, vocab_size: int) -> None:
+    def _extremes(self) -> tuple[int, int]:
+        """(lowest, highest) id: what the sidecar says, or else what is found."""
         if self.sidecar is not None:
-            lowest, highest = 0, self.sidecar["max_id"]
-        else:
-            chunks = [self._tokens[start : start + _SCAN_TOKENS] for start in range(0, self.num_tokens, _SCAN_TOKENS)]
-            lowest, highest = min(int(c.min()) for c in chunks), max(int(c.max()) for c in chunks)
-        if lowest < 0 or highest >= vocab_size:
+            return 0, self.sidecar["max_id"]
+        chunks = [self._tokens[start : start + _SCAN_TOKENS] for start in range(0, self.num_tokens, _SCAN_TOKENS)]
+        return min(int(c.min()) for c in chunks), max(int(c.max()) for c in chunks)
+
+    def _require_inside(self, lowest: int, highest: int) -> None:
+        if lowest < 0 or highest >= self.vocab_size:
             raise DataError(
-                f"ids go from {lowest} to {highest}, the vocabulary has {vocab_size}",
+                f"ids go from {lowest} to {highest}, the vocabulary has {self.vocab_size}",
                 str(self._bin),
-                f"the tokenizer the data was made with, or model.vocab_size={highest + 1}",
+                f"the tokenizer the data was made with, model.vocab_size={highest + 1}, or {_CURE}",
             )
 
 

@@ -97,5 +97,5 @@ class HeadNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLHK):
-        scale = self.param("scale", nn.initializers.ones, x_BLHK.shape[-1:])
+        scale = self.param("scale", nn.initializers.ones, x_BLHK.shape[-1:], x_BLHK.dtype)
         return normalise(x_BLHK, scale, None, kind="rmsnorm", eps=self.model.norm_eps)

@@ -22,11 +22,12 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        kernel = self.param("kernel", nn.initializers.normal(self.std), self.in_dims + self.out_dims)
+        kernel = self.param("kernel", nn.initializers.normal(self.std), self.in_dims + self.out_dims, x.dtype)
         rows = x.reshape(*x.shape[: x.ndim - len(self.in_dims)], math.prod(self.in_dims))
         y = rows @ kernel.reshape(math.prod(self.in_dims), math.prod(self.out_dims))
         if self.bias:
-            y = y + self.param("bias", nn.initializers.zeros, self.out_dims).reshape(-1)
+            # A bias in a wider dtype is added there, so that its gradient, a sum over every token, is summed there too.
+            y = (y + self.param("bias", nn.initializers.zeros, self.out_dims, x.dtype).reshape(-1)).astype(x.dtype)
         return y.reshape(*rows.shape[:-1], *self.out_dims)
 
 
@@ -51,8 +52,8 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x):
         with_bias = self.model.norm == "layernorm" and self.model.bias_norm
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:]) if with_bias else None
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], x.dtype)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], x.dtype) if with_bias else None
         return normalise(x, scale, bias, kind=self.model.norm, eps=self.model.norm_eps)
 
 

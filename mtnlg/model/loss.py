@@ -9,7 +9,7 @@ import jax.numpy as jnp
 def chunk_logits(x_TD, head_VD, vocab_size: int):
     """Logits [T, V] in at least float32; entries of the padded vocabulary are the lowest finite number."""
     dtype = jnp.promote_types(x_TD.dtype, jnp.float32)
-    logits_TV = jnp.einsum("td,vd->tv", x_TD, head_VD, preferred_element_type=dtype)
+    logits_TV = jnp.einsum("td,vd->tv", x_TD, head_VD.astype(x_TD.dtype), preferred_element_type=dtype)
     if head_VD.shape[0] == vocab_size:
         return logits_TV
     return jnp.where(jnp.arange(head_VD.shape[0]) < vocab_size, logits_TV, jnp.finfo(dtype).min)
@@ -49,7 +49,8 @@ def token_losses(x_TD, head_VD, targets_T, *, vocab_size: int, chunk_tokens: int
 def loss_sum(x_TD, head_VD, targets_T, weights_T, vocab_size: int, chunk_tokens: int):
     """Sum of weights x negative log-likelihood, a scalar in at least float32.
 
-    x [T, D] after the final norm; head [V, D]; targets [T]; weights [T], not differentiated.
+    x [T, D] after the final norm, in the compute dtype; head [V, D], whose gradient comes in its own, wider dtype; targets [T];
+    weights [T], not differentiated.
     """
     nll_T, _ = token_losses(x_TD, head_VD, targets_T, vocab_size=vocab_size, chunk_tokens=chunk_tokens)
     return jnp.sum(nll_T * weights_T)
@@ -58,14 +59,15 @@ def loss_sum(x_TD, head_VD, targets_T, weights_T, vocab_size: int, chunk_tokens:
 def _loss_forward(x_TD, head_VD, targets_T, weights_T, vocab_size, chunk_tokens):
     """The loss and, while each chunk's softmax is at hand, the gradients of its sum; the backward only scales them."""
     dtype = jnp.promote_types(x_TD.dtype, jnp.float32)
+    narrow_VD = head_VD.astype(x_TD.dtype)
 
     def one(carry, chunk):
         total, d_head_VD = carry
         x_CD, targets_C, weights_C = chunk
-        nll_C, probs_CV = _negative_log_likelihood(chunk_logits(x_CD, head_VD, vocab_size), targets_C)
+        nll_C, probs_CV = _negative_log_likelihood(chunk_logits(x_CD, narrow_VD, vocab_size), targets_C)
         hit_CV = jnp.arange(head_VD.shape[0]) == targets_C[:, None]
         d_logits_CV = ((probs_CV - hit_CV) * weights_C[:, None].astype(dtype)).astype(x_TD.dtype)
-        d_x_CD = d_logits_CV @ head_VD
+        d_x_CD = d_logits_CV @ narrow_VD
         d_head_VD = d_head_VD + jnp.einsum("cv,cd->vd", d_logits_CV, x_CD, preferred_element_type=dtype)
         return (total + jnp.sum(nll_C * weights_C), d_head_VD), d_x_CD
 
@@ -75,12 +77,12 @@ def _loss_forward(x_TD, head_VD, targets_T, weights_T, vocab_size, chunk_tokens)
         (total, d_head_VD), d_x = one(start, tuple(c[0] for c in chunks))
     else:
         (total, d_head_VD), d_x = jax.lax.scan(one, start, chunks)
-    return total, (d_x.reshape(-1, x_TD.shape[1])[: x_TD.shape[0]], d_head_VD)
+    return total, (d_x.reshape(-1, x_TD.shape[1])[: x_TD.shape[0]], d_head_VD.astype(head_VD.dtype))
 
 
 def _loss_backward(vocab_size, chunk_tokens, saved, cotangent):
     d_x_TD, d_head_VD = saved
-    return (d_x_TD * cotangent.astype(d_x_TD.dtype), (d_head_VD * cotangent).astype(d_x_TD.dtype), None, None)
+    return (d_x_TD * cotangent.astype(d_x_TD.dtype), d_head_VD * cotangent.astype(d_head_VD.dtype), None, None)
 
 
 loss_sum.defvjp(_loss_forward, _loss_backward)

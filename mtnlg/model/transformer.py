@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from mtnlg.core import prng, schema
+from mtnlg.core.errors import ConfigError
 from mtnlg.core.prng import Dropout
+from mtnlg.core.tree import map_with_path
 from mtnlg.model import positions
 from mtnlg.model.attention import Places
 from mtnlg.model.block import whole_block
@@ -13,7 +15,12 @@ from mtnlg.model.layers import Norm
 
 
 def init(model: schema.Model, key, dtype=jnp.float32) -> dict:
-    """Fresh parameters, the tree of docs/design.md, blocks stacked on the first axis. A pure function of `key`."""
+    """Fresh parameters, the tree of docs/design.md, blocks stacked on the first axis. A pure function of `key`.
+
+    Raises ConfigError for float64 without JAX's 64-bit mode, which would make them float32.
+    """
+    if dtype == jnp.dtype("float64") and not jax.config.jax_enable_x64:
+        raise ConfigError("weights in float64 need 64-bit mode", "train.param_dtype=float64", "JAX_ENABLE_X64=1 before the command")
     embedding_key, blocks_key, head_key = jax.random.split(key, 3)
     token_key, position_key = jax.random.split(embedding_key)
 
@@ -27,14 +34,27 @@ def init(model: schema.Model, key, dtype=jnp.float32) -> dict:
     x_BLD = jnp.zeros((1, 1, model.d_model), dtype)
     places = places_of(model, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), jnp.int32), dtype)
     blocks = jax.vmap(lambda k: whole_block(model).init(k, x_BLD, places)["params"])(jax.random.split(blocks_key, model.num_layers))
-    params = {
-        "embedding": embedding,
-        "blocks": jax.tree.map(lambda leaf: leaf.astype(dtype), blocks),
-        "final_norm": jax.tree.map(lambda leaf: leaf.astype(dtype), Norm(model).init(head_key, x_BLD)["params"]),
-    }
+    params = {"embedding": embedding, "blocks": blocks, "final_norm": Norm(model).init(head_key, x_BLD)["params"]}
     if not model.tie_embeddings:
         params["head"] = {"kernel": normal(head_key, model.d_model, model.padded_vocab_size)}
     return params
+
+
+def compute_copy(params: dict, dtype) -> dict:
+    """The parameters as a forward takes them: kernels in the compute dtype; embedding, biases and norms as they are.
+
+    Gradients of the latter are sums over every token, which must be summed in the wide dtype of the master copy.
+    """
+    return map_with_path(lambda path, leaf: leaf.astype(dtype) if is_block_kernel(path) else leaf, params)
+
+
+def is_block_kernel(path: str) -> bool:
+    return path.startswith("blocks/") and path.endswith("/kernel")
+
+
+def compute_dtype(params: dict):
+    """The dtype a forward with these parameters computes in: that of its matrices."""
+    return params["blocks"]["mlp"]["up"]["kernel"].dtype
 
 
 def places_of(model: schema.Model, positions_BL, segment_ids_BL, dtype) -> Places:
@@ -46,7 +66,7 @@ def places_of(model: schema.Model, positions_BL, segment_ids_BL, dtype) -> Place
 
 
 def embed(model: schema.Model, embedding: dict, tokens_BL, positions_BL):
-    """Token rows plus, for learned positions, position rows: [B, L, D]. Ids and positions are in range by contract of the callers."""
+    """Token rows plus, for learned positions, position rows: [B, L, D] in the table's dtype. Ids and positions are in range by contract."""
     x_BLD = embedding["tokens"][tokens_BL]
     if model.position == "learned":
         x_BLD = x_BLD + embedding["positions"][positions_BL + model.position_offset]
@@ -58,10 +78,11 @@ def hidden(
 ):
     """The residual stream after the final norm [B, L, D], and the root mean square of every block's output [N].
 
-    params in the compute dtype; batch as in the batch contract; `dropout` None when not training.
+    params as `compute_copy` gives them; batch as in the batch contract; `dropout` None when not training.
     """
-    places = places_of(model, batch["positions"], batch["segment_ids"], params["embedding"]["tokens"].dtype)
-    x_BLD = embed(model, params["embedding"], batch["tokens"], batch["positions"])
+    dtype = compute_dtype(params)
+    places = places_of(model, batch["positions"], batch["segment_ids"], dtype)
+    x_BLD = embed(model, params["embedding"], batch["tokens"], batch["positions"]).astype(dtype)
     if dropout is not None:
         x_BLD = dropout.hidden(x_BLD, prng.EMBEDDING, model.dropout_hidden)
     block = whole_block(model, recompute_core=recompute == "selective")
@@ -87,7 +108,8 @@ def hidden_cached(model: schema.Model, params: dict, tokens_BL, positions_BL, se
 
     The cache is the carry of the scan over layers; the same block as in training.
     """
-    places = places_of(model, positions_BL, segment_ids_BL, params["embedding"]["tokens"].dtype)
+    dtype = compute_dtype(params)
+    places = places_of(model, positions_BL, segment_ids_BL, dtype)
     cache = occupy(cache, slots_BL, positions_BL, segment_ids_BL)
     block = whole_block(model)
 
@@ -96,7 +118,7 @@ def hidden_cached(model: schema.Model, params: dict, tokens_BL, positions_BL, se
         layer_params, layer = inputs
         return block.apply({"params": layer_params}, x_BLD, places, LayerCache(cache, layer, slots_BL)), None
 
-    start = (embed(model, params["embedding"], tokens_BL, positions_BL), cache)
+    start = (embed(model, params["embedding"], tokens_BL, positions_BL).astype(dtype), cache)
     (x_BLD, cache), _ = jax.lax.scan(body, start, (params["blocks"], jnp.arange(model.num_layers)))
     return final_norm(model, params, x_BLD), cache
 

@@ -40,6 +40,14 @@ USAGE = {
         "unknown argument '--wat' (command line). Try: mtnlg generate --help",
     ),
     "no config": (["train", "--workdir=runs/x"], f"no config is named (command line). Try: --config=FILE, one of {SHIPPED}"),
+    "two configs": (
+        ["config", DEMO, "--config=configs/sc21.py"],
+        "--config is given twice: 'configs/demo.py' and 'configs/sc21.py' (command line). Try: one of them",
+    ),
+    "a key twice": (
+        ["config", DEMO, "--config.seed=1", "--config.seed", "2"],
+        "--config.seed is given twice: '1' and '2' (command line). Try: one of them",
+    ),
     "no workdir": (["train", DEMO], "no folder is named for the run (command line). Try: --workdir=runs/NAME"),
     "an empty workdir": (["train", DEMO, "--workdir="], "no folder is named for the run (command line). Try: --workdir=runs/NAME"),
     "an empty workdir of the demo": (["demo", "--workdir="], "no folder is named for the run (command line). Try: --workdir=runs/NAME"),
@@ -99,10 +107,10 @@ def test_all_contradictions_at_once(stderr_of):
     values = ("model.num_heads=5", "model.dropout_hidden=1", "optimizer.clip_norm=0", "data.weights=1,2", "train.num_steps=-1")
     assert stderr_of("train", DEMO, *(f"--config.{value}" for value in values)) == (
         "the config contradicts itself:\n"
-        "  - model.d_model=192 does not divide by model.num_heads=5: take model.num_heads=4, or set model.head_dim\n"
-        "  - model.dropout_hidden=1.0 is not in [0, 1)\n"
         "  - train.num_steps=-1 must not be negative\n"
-        "  - optimizer.clip_norm=0.0 must be above 0\n"
+        "  - optimizer.clip_norm=0.0 must be above 0 and finite\n"
+        "  - model.dropout_hidden=1.0 is not in [0, 1)\n"
+        "  - model.d_model=192 does not divide by model.num_heads=5: take model.num_heads=4, or set model.head_dim\n"
         "  - data.weights has 2 numbers for 1 sources (configs/demo.py)",
         2,
     )
@@ -128,6 +136,13 @@ def test_an_argument_for_a_config_that_takes_none(stderr_of):
     assert stderr_of("config", "--config=configs/sc21.py:9b")[0].startswith(
         "the table has no size '9b' (configs/sc21.py). Try: one of 1.7b"
     )
+
+
+def test_an_argument_for_a_json_config(stderr_of, tmp_path):
+    path = tmp_path / "own.json"
+    path.write_text("{}")
+    line = f"a .json config takes no argument, so '9b' means nothing ({path}). Try: --config={path}"
+    assert stderr_of("config", f"--config={path}:9b") == (line, 2)
 
 
 EVERY_KEY = "Try: mtnlg config --help lists every key"

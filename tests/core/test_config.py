@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import re
 
 import pytest
 from hypothesis import given
@@ -69,7 +71,13 @@ def test_every_key_is_explained():
         ("train.num_steps", "1e3", 1000),
         ("model.num_kv_heads", "none", None),
         ("data.source", "('a','b')", ("a", "b")),
+        ("data.source", "[]", ()),
+        ("data.source", "(draft) notes.txt", ("(draft) notes.txt",)),
+        ("data.source", "('python')", ("('python')",)),
+        ("data.source", "[1],b.txt", ("[1]", "b.txt")),
+        ("sample.prompts", "('Hello, world',)", ("Hello, world",)),
         ("data.weights", "0.25,0.75", (0.25, 0.75)),
+        ("data.weights", "(1, 0.5)", (1.0, 0.5)),
         ("log.tensorboard", "False", False),
     ],
 )
@@ -78,10 +86,18 @@ def test_spellings(name, text, value):
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("train.num_steps", "1.5"), ("train.num_steps", "inf"), ("log.tensorboard", "maybe"), ("data.weights", "a,b")]
+    ("name", "text"),
+    [
+        ("train.num_steps", "1.5"),
+        ("train.num_steps", "inf"),
+        ("log.tensorboard", "maybe"),
+        ("data.weights", "a,b"),
+        ("data.weights", "[True]"),
+        ("data.weights", "[" * 300),
+    ],
 )
 def test_wrong_types_name_key_value_and_type(name, text):
-    with pytest.raises(ConfigError, match=f"{name}='{text}' is not a "):
+    with pytest.raises(ConfigError, match=re.escape(f"{name}='{text}' is not a ")):
         configs.parse(name, text)
 
 
@@ -96,9 +112,8 @@ CONTRADICTIONS = {
     "optimizer.clip_norm": (0.0, "must be above 0"),
     "data.weights": ((1.0, 2.0), "2 numbers for 1 sources"),
     "data.heldout_fraction": (1.0, "not between 0 and 1"),
-    "model.vocab_size": (0, "must be at least 1"),
-    "sample.temperature": (-1.0, "must be 0 or above"),
-    "sample.top_p": (0.0, "not above 0"),
+    "model.rope_fraction": (0.01, "rotates 1 of 64 dims"),
+    "train.ramp_samples": (5, "train.ramp_samples=5 needs train.ramp_start_size"),
     "log.norms_every_steps": (7, "no multiple of log.every_steps"),
 }
 
@@ -106,7 +121,37 @@ CONTRADICTIONS = {
 @pytest.mark.parametrize("name", CONTRADICTIONS)
 def test_each_contradiction_is_found(name):
     value, message = CONTRADICTIONS[name]
-    assert any(message in line for line in validate.problems(configs.from_flat({name: value})))
+    values = {name: value} | ({"model.position": "rope"} if name == "model.rope_fraction" else {})
+    assert any(message in line for line in validate.problems(configs.from_flat(values)))
+
+
+OUT_OF_RANGE = {
+    "must be at least 1": {"model.vocab_size": 0, "model.num_heads": 0, "model.d_model": -3, "mesh.data": 0, "eval.max_tokens": 0}
+    | {"data.tokenizer_train_bytes": 0, "train.ramp_start_size": 0, "model.head_dim": 0},
+    "must not be negative": {"eval.every_steps": -1, "sample.every_steps": -1, "log.norms_every_steps": -10, "train.num_steps": -1}
+    | {"optimizer.warmup_tokens": -1, "train.ramp_samples": -1},
+    "must be above 0 and finite": {"optimizer.learning_rate": math.inf, "optimizer.eps": math.nan, "optimizer.clip_norm": 0.0}
+    | {"model.init_std": math.nan, "model.norm_eps": -1e-5, "model.rope_scaling_factor": 0.0, "model.rope_theta": math.inf},
+    "must be 0 or above, and finite": {"optimizer.weight_decay": math.nan, "sample.temperature": -1.0},
+    "is not in [0, 1]": {"optimizer.min_lr_ratio": 1.1, "optimizer.wsd_decay_fraction": -0.1},
+    "is not in [0, 1)": {"optimizer.beta1": 1.0, "optimizer.beta2": math.nan, "model.dropout_attention": 1.0},
+    "is not in (0, 1]": {"sample.top_p": 0.0, "model.rope_fraction": math.nan},
+    "is not between 0 and 1": {"data.heldout_fraction": 0.0},
+    "is not in [0, 2**32)": {"seed": 2**32},
+    "must all be above 0 and finite": {"data.weights": (math.inf,)},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wrong"), [(name, value, wrong) for wrong, values in OUT_OF_RANGE.items() for name, value in values.items()]
+)
+def test_each_value_out_of_range_is_found(name, value, wrong):
+    assert f"{name}={value} {wrong}" in validate.problems(configs.from_flat({name: value, "model.position": "rope"}))
+
+
+@pytest.mark.parametrize("values", [{"optimizer.learning_rate": 1e30}, {"seed": 0}, {"seed": 2**32 - 1}, {"optimizer.beta1": 0.0}])
+def test_what_is_odd_and_legal(values):
+    assert validate.problems(configs.from_flat(values)) == []
 
 
 def test_defaults_contradict_nothing():
@@ -114,7 +159,8 @@ def test_defaults_contradict_nothing():
 
 
 def test_all_contradictions_come_at_once():
-    values = {name: value for name, (value, _) in CONTRADICTIONS.items() if name != "model.num_kv_heads"}
+    apart = {"model.num_kv_heads", "model.rope_fraction", "train.ramp_samples"}
+    values = {name: value for name, (value, _) in CONTRADICTIONS.items() if name not in apart}
     lines = "\n".join(validate.problems(configs.from_flat(values)))
     assert all(CONTRADICTIONS[name][1] in lines for name in values)
 
@@ -124,3 +170,33 @@ def test_an_error_in_a_config_file_names_its_line(tmp_path):
     file.write_text("from mtnlg.core import config\n\ndef get_config():\n    c = config.default()\n    c.model.layers = 3\n    return c\n")
     with pytest.raises(ConfigError, match=r"layers.*broken.py:5"):
         configs.resolve([f"--config={file}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"nonsense": {}}', "there is no key 'nonsense'"),
+        ('{"model": {"num_layers": {}}}', "model.num_layers={} is not a int"),
+        ('{"model": {"nonsense": {}}}', "there is no key 'model.nonsense'"),
+    ],
+)
+def test_an_empty_object_is_no_value(tmp_path, text, message):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        configs.resolve([f"--config={tmp_path / 'c.json'}"])
+
+
+def test_an_empty_group_means_its_defaults(tmp_path):
+    (tmp_path / "c.json").write_text('{"model": {}, "log": {}}')
+    assert configs.resolve([f"--config={tmp_path / 'c.json'}"]) == schema.Config()
+
+
+def test_a_colon_in_the_path_of_a_config(tmp_path):
+    folder = tmp_path / "12:30"
+    folder.mkdir()
+    (folder / "c.json").write_text('{"seed": 7}')
+    (folder / "c.py").write_text(
+        "from mtnlg.core import config\n\ndef get_config(name='a'):\n    c = config.default()\n    c.name = name\n    return c\n"
+    )
+    assert configs.resolve([f"--config={folder / 'c.json'}"]).seed == 7
+    assert [configs.resolve([f"--config={folder / 'c.py'}{arg}"]).name for arg in ("", ":b")] == ["a", "b"]

@@ -1,5 +1,6 @@
 import dataclasses
 import errno
+import struct
 
 import pytest
 
@@ -38,6 +39,15 @@ def fill_disk(patch, place):
         write_synced(path, content)
 
     patch.setattr(files, "write_synced", write)
+
+
+def move_first_border(path):
+    """Moves the end of the first document by one token in an `.idx`, which stays sound: its length, the next one's, its offset."""
+    content = bytearray(path.read_bytes())
+    num_sequences = struct.unpack_from("<Q", content, 18)[0]
+    for place, kind, change in ((34, "<i", -1), (38, "<i", 1), (34 + 4 * num_sequences + 8, "<q", -2)):
+        struct.pack_into(kind, content, place, struct.unpack_from(kind, content, place)[0] + change)
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("place", ["tokens", "folded.train.idx", "tokenizer", "manifest"])
@@ -83,6 +93,24 @@ def test_stores_of_another_directory_are_told(tmp_path, corpus, tokenizer_path):
     for suffix in ("bin", "idx", "json"):
         (tmp_path / "out" / f"folded.train.{suffix}").write_bytes((tmp_path / "out" / f"lined.train.{suffix}").read_bytes())
     with pytest.raises(DataError, match="not those of the manifest.*folded.train.*Try: delete"):
+        prepare(config, tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize("name", ["lined.train.bin", "folded.heldout.bin", "folded.train.idx", "lined.heldout.json"])
+def test_a_changed_file_is_told(tmp_path, corpus, tokenizer_path, name):
+    """Also where the store itself looks sound: one id for another, a document's end at another place, another count."""
+    config = corpus.config(tokenizer=tokenizer_path)
+    prepare(config, tmp_path / "out", progress=False)
+    path = tmp_path / "out" / name
+    if path.suffix == ".json":
+        path.write_text(path.read_text().replace('"num_bytes": ', '"num_bytes": 1'))
+    elif path.suffix == ".idx":
+        move_first_border(path)
+        store.Store(path.with_suffix(""))
+    else:
+        content = path.read_bytes()
+        path.write_bytes(content[2:4] + content[:2] + content[4:])
+    with pytest.raises(DataError, match=f"not those of the manifest.*{name}.*Try: delete"):
         prepare(config, tmp_path / "out", progress=False)
 
 

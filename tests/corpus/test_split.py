@@ -80,10 +80,17 @@ def test_a_single_document_without_a_line_near_is_cut_inside_it(tmp_path, text, 
     assert len(heldout) <= 2 * fraction * len(text) + 2
 
 
-def test_documents_of_one_name_are_all_cut(tmp_path):
+def test_documents_of_one_name_are_an_error(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"id": "wiki", "text": "one\\ntwo"}\n' * 2)
-    assert sides(str(path)) == (["one\ntw"] * 2, ["o"] * 2)
+    with pytest.raises(DataError, match="all 2 documents have the id 'wiki'.*a.jsonl.*Try: an \"id\" of its own"):
+        sides(str(path))
+
+
+def test_documents_of_one_name_stay_together_beside_another(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": "wiki", "text": "one"}\n' * 2 + '{"id": "other", "text": "two"}\n')
+    assert sorted(sides(str(path))) == [["one", "one"], ["two"]]
 
 
 def test_a_document_too_short_to_cut_is_an_error(tmp_path):

@@ -15,8 +15,8 @@ EOD = 0
 def make_store(folder, name, documents):
     with StoreWriter(folder / name, tokenizer_sha256="", vocab_size=65000) as writer:
         for ids in documents:
-            writer.add(ids, num_bytes=3 * len(ids))
-    return Store(folder / name)
+            writer.add(ids)
+    return Store(folder / name, vocab_size=65000)
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,10 @@ def stores(tmp_path_factory):
 def make_loader(stores, weights=(), **changes):
     settings = dict(seq_len=12, seed=3, order="feistel", num_samples=200, reset_at_documents=False, eod_id=EOD)
     return Loader(stores, weights, **settings | changes)
+
+
+def make_heldout(store, **changes):
+    return Heldout(store, **dict(reset_at_documents=False, eod_id=EOD) | changes)
 
 
 @pytest.mark.parametrize("order", ["feistel", "megatron"])
@@ -134,9 +138,9 @@ def test_bad_weights_and_short_stores(stores):
 @settings(max_examples=60, deadline=None)
 @given(seq_len=st.integers(1, 40), batch_size=st.integers(1, 7), limit=st.none() | st.integers(1, 3000))
 def test_heldout_scores_each_token_once(stores, seq_len, batch_size, limit):
-    heldout = Heldout(stores[0], seq_len=seq_len)
+    heldout = make_heldout(stores[0], seq_len=seq_len)
     stream = stores[0].read(0, stores[0].num_tokens)
-    assert heldout.num_targets == len(stream) - 1 and heldout.bytes == 3 * len(stream)
+    assert heldout.num_targets == len(stream) - 1
     batches = list(heldout.batches(batch_size, limit))
     scored = []
     for batch in batches:
@@ -153,7 +157,32 @@ def test_heldout_scores_each_token_once(stores, seq_len, batch_size, limit):
 
 def test_heldout_of_one_token(tmp_path):
     with pytest.raises(DataError, match=r"one token.*Try: a larger data\.heldout_fraction"):
-        Heldout(make_store(tmp_path, "s", [[1]]), seq_len=4)
+        make_heldout(make_store(tmp_path, "s", [[1]]), seq_len=4)
+
+
+def test_heldout_resets_as_training_does(tmp_path):
+    store = make_store(tmp_path, "s", [[5, 6, EOD], [EOD], [7, 8, 9, 4]])
+    (batch,) = make_heldout(store, seq_len=5, reset_at_documents=True).batches(2)
+    assert batch["tokens"].tolist() == [[5, 6, EOD, EOD, 7], [8, 9, 0, 0, 0]]
+    assert batch["targets"].tolist() == [[6, EOD, EOD, 7, 8], [9, 4, 0, 0, 0]]
+    assert batch["segment_ids"].tolist() == [[1, 1, 1, 2, 3], [1, 1, 0, 0, 0]]
+    assert batch["positions"].tolist() == [[0, 1, 2, 0, 0], [0, 1, 0, 0, 0]]
+    assert batch["weights"].tolist() == [[1] * 5, [1, 1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("order", ["feistel", "megatron"])
+def test_an_id_outside_the_vocabulary_is_never_trained_on_or_scored(tmp_path, order):
+    """The file has changed since its sidecar was written, so opening it finds nothing."""
+    good, bad = (make_store(tmp_path, name, [range(1, 40)]) for name in ("good", "bad"))
+    content = bytearray((tmp_path / "bad.bin").read_bytes())
+    content[20:22] = b"\xff\xff"
+    (tmp_path / "bad.bin").write_bytes(content)
+    bad = Store(tmp_path / "bad", vocab_size=65000)
+    damage = pytest.raises(DataError, match=r"ids go from \d+ to 65535, the vocabulary has 65000 \(.*bad\.bin\)\. Try: ")
+    with damage:
+        make_loader([good, bad], (1, 1), order=order).batch(np.arange(40))
+    with damage:
+        list(make_heldout(bad, seq_len=4).batches(2))
 
 
 def test_prefetcher_is_ahead_by_its_depth_and_in_order():

@@ -135,11 +135,51 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_older_one_taken(whole, resolv
 
 
 def test_every_checkpoint_damaged_is_an_error_not_a_fresh_start(whole, resolve, tmp_path):
+    """At the second start too: nothing is moved away that would make the folder look new."""
     shutil.copytree(whole, tmp_path / "run")
     for step in ("3", "6"):
         (tmp_path / "run" / "checkpoints" / step / "meta.json").write_text("{}")
-    with pytest.raises(DataError, match="every checkpoint is damaged"):
-        pretrain.pretrain(resolve(), str(tmp_path / "run"), {})
+    for _ in range(2):
+        with pytest.raises(DataError, match="every checkpoint is damaged"):
+            pretrain.pretrain(resolve(), str(tmp_path / "run"), {})
+    assert losses(tmp_path / "run") == losses(whole)
+
+
+def test_another_tokenizer_is_refused_and_the_run_keeps_its_own(whole, resolve, tmp_path, source):
+    shutil.copytree(whole, tmp_path / "run")
+    own = (tmp_path / "run" / "tokenizer" / "tokenizer.model").read_bytes()
+    config = resolve(model__vocab_size="290", data__directory=str(tmp_path / "other"))
+    with pytest.raises(DataError, match="another tokenizer"):
+        pretrain.pretrain(config, str(tmp_path / "run"), {})
+    assert (tmp_path / "run" / "tokenizer" / "tokenizer.model").read_bytes() == own
+
+
+def test_stopped_at_a_step_that_is_being_saved_saves_it_once(resolve, tmp_path, monkeypatch):
+    saved, original = [], checkpoint.Checkpoints.save
+
+    def save(self, step, *rest):
+        saved.append(step)
+        original(self, step, *rest)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", save)
+    pretrain.pretrain(resolve(), str(tmp_path), {})
+    assert saved == [3]
+
+
+def test_what_an_interrupted_save_or_deletion_left_is_cleared(resolve, tmp_path):
+    for name in ("3.saving", "3.saving.orbax-checkpoint-tmp", "2.deleting"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    pretrain.pretrain(resolve(checkpoint__keep_last="1"), str(tmp_path), {})
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["6"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(PermissionError(13, "Permission denied"), CannotWrite), (TypeError("not JSON serializable"), TypeError)]
+)
+def test_only_a_full_disk_is_temporary(error, kind, tmp_path):
+    with pytest.raises(kind), checkpoint._disk_errors(tmp_path, 24):
+        raise error
 
 
 def test_another_model_in_the_same_folder_names_the_leaves(whole, resolve, tmp_path):
