@@ -175,7 +175,7 @@ class Run:
             num_samples=schedule.final_position(config).samples,
             **self.documents(),
         )
-        rows = train.microbatch_size or train.batch_size
+        rows = train.microbatch_rows
         most = train.batch_size // rows
 
         def make(samples: int) -> dict:
@@ -240,7 +240,7 @@ class Run:
 
     def evaluate(self, state: State, position: Position, max_tokens: int | None) -> dict[str, evaluate.Heldout]:
         """Held-out loss of every source and of all together, in metrics and on the screen."""
-        rows, found = self.config.train.microbatch_size or self.config.train.batch_size, {}
+        rows, found = self.config.train.microbatch_rows, {}
         read = {"seq_len": self.config.model.seq_len, **self.documents()}
         for source in self.prepared.sources:
             heldout = Heldout(Store(source.heldout.prefix, vocab_size=self.config.model.vocab_size), **read)

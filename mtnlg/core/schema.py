@@ -104,6 +104,11 @@ class Train:
     )
     loss_chunk_tokens: int = key(1024, "tokens whose logits are held at once")
 
+    @property
+    def microbatch_rows(self) -> int:
+        """B, sequences of a microbatch."""
+        return self.microbatch_size or self.batch_size
+
 
 @dataclass(frozen=True)
 class Optimizer:

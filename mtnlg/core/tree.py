@@ -26,7 +26,6 @@ def cast(tree, dtype):
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
 
 
-def squared_norm(leaf, dtype=None):
+def squared_norm(leaf):
     """Sum of squares of one array."""
-    leaf = leaf if dtype is None else leaf.astype(dtype)
     return jnp.sum(jnp.square(leaf))

@@ -19,10 +19,10 @@ class Cache(NamedTuple):
     segment_ids_BS: jax.Array
 
 
-def empty(model: schema.Model, num_rows: int, num_slots: int, dtype, num_groups: int | None = None) -> Cache:
-    """A cache with no token in it; `num_groups`: the key/value heads this device holds (default: all)."""
+def empty(model: schema.Model, num_rows: int, num_slots: int, dtype) -> Cache:
+    """A cache with no token in it."""
     _, groups, head_dim = model.heads
-    shape = (model.num_layers, num_rows, num_slots, num_groups or groups, head_dim)
+    shape = (model.num_layers, num_rows, num_slots, groups, head_dim)
     places = jnp.zeros((num_rows, num_slots), jnp.int32)
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), places, places + EMPTY)
 

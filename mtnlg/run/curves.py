@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import math
 import pathlib
 
 import numpy as np
@@ -58,21 +57,6 @@ def draw(metrics_path, references: dict[str, float] | None = None) -> pathlib.Pa
         figure.savefig(image)
     write_atomic(path, image.getvalue())
     return path
-
-
-def sparkline(values, width: int) -> str:
-    """The values as at most `width` blocks from ▁ (the least) to █, each the mean of its neighbours; what is not finite is a space."""
-    blocks = "▁▂▃▄▅▆▇█"
-    bins = [_mean(part) for part in np.array_split(np.asarray(values, float), min(width, len(values)))] if len(values) else []
-    finite = [value for value in bins if math.isfinite(value)]
-    low, span = min(finite, default=0.0), max(finite, default=0.0) - min(finite, default=0.0)
-    levels = (round((len(blocks) - 1) * (value - low) / (span or 1)) if math.isfinite(value) else None for value in bins)
-    return "".join(" " if level is None else blocks[level] for level in levels)
-
-
-def _mean(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else math.nan
 
 
 def _series(lines: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:

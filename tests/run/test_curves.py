@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mtnlg.core.errors import MissingInput
-from mtnlg.run.curves import _smooth, draw, sparkline
+from mtnlg.run.curves import _smooth, draw
 from mtnlg.run.metrics import Metrics
 
 
@@ -33,7 +33,10 @@ def test_curves_of_a_run(tmp_path):
     assert {0x2F6DB3, 0xD9622B, 0x3A8F5C, 0x7B5AA6, 0x767676} <= set(colors.tolist())  # each curve and the reference line are there
 
 
-@pytest.mark.parametrize("content", ["", '{"step": 1, "loss": 9.0, "tokens": 4096}\n'])
+FIRST_LINE = '{"step": 1, "loss": 9.0, "tokens": 4096}\n'
+
+
+@pytest.mark.parametrize("content", ["", FIRST_LINE, FIRST_LINE + '{"step": 1, "heldout_loss": 8.9, "tokens": 4096}\n'])
 def test_curves_of_a_run_that_hardly_began(tmp_path, content):
     (tmp_path / "metrics.jsonl").write_text(content)
     assert picture(draw(tmp_path / "metrics.jsonl")).shape[:2] == (900, 1200)
@@ -53,20 +56,3 @@ def test_smoothing_keeps_straight_lines(size):
 def test_smoothing_takes_noise_away():
     noise = np.random.default_rng(0).normal(size=10_000)
     assert _smooth(noise)[200:-200].std() < 0.1
-
-
-@pytest.mark.parametrize(
-    "values, width, line",
-    [
-        ([0, 1, 2, 3, 4, 5, 6, 7], 8, "▁▂▃▄▅▆▇█"),
-        ([7, 7, 0, 0], 2, "█▁"),
-        ([1, 2], 10, "▁█"),
-        ([5, 5, 5], 3, "▁▁▁"),
-        ([1, math.nan, 2, math.inf], 4, "▁ █ "),
-        ([1, math.nan, 2, 2], 2, "▁█"),
-        ([math.nan], 4, " "),
-        ([], 4, ""),
-    ],
-)
-def test_sparkline(values, width, line):
-    assert sparkline(values, width) == line
