@@ -56,19 +56,16 @@ def pretrain(config: schema.Config, workdir: str, overrides: dict) -> Result:
     Raises any MtnlgError; what is already saved stays.
     """
     mesh = meshes.make(config.mesh)
-    with RunFolder(workdir) as folder:
-        changed = folder.record(config, overrides)
-        if changed:
-            print(f"the config differs from the last start of this run:\n{change_table(changed)}")
-        with Run(config, folder.path, mesh) as run:
-            return run.train()
+    with RunFolder(workdir) as folder, Run(config, folder, mesh, overrides) as run:
+        return run.train()
 
 
 class Run:
     """The pieces of a run in its folder, and what happens beside the steps: reports, held-out loss, samples, checkpoints."""
 
-    def __init__(self, config: schema.Config, path: pathlib.Path, mesh: Mesh):
-        self.config, self.path, self.mesh = config, path, mesh
+    def __init__(self, config: schema.Config, folder: RunFolder, mesh: Mesh, overrides: dict):
+        self.config, self.folder, self.mesh, self.overrides = config, folder, mesh, overrides
+        self.path = path = folder.path
         self.prepared = build.prepare(config, config.data.directory or path / "data")
         self.tokenizer = tokenizers.load(self.prepared.tokenizer)
         self.require_room_for_samples()
@@ -98,6 +95,8 @@ class Run:
         self.checkpoints.clear_unfinished()
         state, position = self.restore()
         self.keep_tokenizer()
+        if changed := self.folder.record(config, self.overrides):  # only now: a refused start leaves no trace
+            print(f"the config differs from the last start of this run:\n{change_table(changed)}")
         self.metrics.cut(position.step)
         self.samples.cut(position.step)
         last, heldout, written = config.train.num_steps, {}, []
@@ -118,7 +117,9 @@ class Run:
             self.checkpoints.wait()
             progress.note(f"{'finished' if finished else 'stopped, to be continued'} at step {position.step}, saved in {self.path}")
         if finished:
-            curves.draw(self.path / "metrics.jsonl")
+            picture = curves.draw(self.path / "metrics.jsonl")
+            print(f"{picture}; samples in {self.path / 'samples.jsonl'}; python -m mtnlg generate --workdir={self.path} --prompt=TEXT")
+            self.peak_flops_per_sec = max(self.peak_flops_per_sec, peak.best_gemm_flops_per_sec(config.train.compute_dtype))
         num_bytes = sum(source.heldout.num_bytes for source in self.prepared.sources)
         return Result(position, finished, heldout, num_bytes, written, self.clock.median_rate(), self.peak_flops_per_sec)
 
@@ -126,11 +127,13 @@ class Run:
         parameters = count.num_params(self.config.model)
         tokens = schedule.final_position(self.config).tokens
         origin = f"goes on at step {position.step}" if position.step else "starts"
+        if position.step >= self.config.train.num_steps:
+            origin = f"was finished at step {position.step} already (a larger train.num_steps goes on)"
         device = jax.devices()[0]
         return (
             f"{self.config.name}: {parameters:,} parameters, {tokens:,} tokens in {self.config.train.num_steps} steps, {origin}, on "
             f"{self.mesh.size} {device.device_kind}; best matrix product {self.peak_flops_per_sec / 1e9:,.0f} GFLOP/s in "
-            f"{self.config.train.compute_dtype}; MFU counts 6N + 12LHQT FLOPs a token against it"
+            f"{self.config.train.compute_dtype}; MFU counts 6N + 12LHQT FLOPs a token against it; the first step waits for the compiler"
         )
 
     def restore(self) -> tuple[State, Position]:

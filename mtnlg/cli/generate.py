@@ -1,6 +1,7 @@
 """Continues a prompt with a trained model, streaming to the terminal."""
 
 import argparse
+import itertools
 import os
 import sys
 
@@ -32,8 +33,10 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     prompt = _text(sys.stdin.buffer.read() if options.prompt == "-" else os.fsencode(options.prompt))
     model = lm.from_pretrained(options.workdir or options.model)
     settings = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
+    pieces = model.stream(prompt, options.stop, **settings)
+    first = next(pieces, "")  # a request that cannot be honoured is refused before anything is written
     sys.stdout.write(prompt)
-    for piece in model.stream(prompt, options.stop, **settings):
+    for piece in itertools.chain([first], pieces):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")

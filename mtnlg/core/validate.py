@@ -39,7 +39,7 @@ _RANGES = (
 
 def problems(config: schema.Config) -> list[str]:
     """One line for each value out of range, then for each contradiction: the keys, their values, and a value that would do."""
-    return [line for check in (_ranges, _model, _log, _batch, _optimizer, _data) for line in check(config)]
+    return [line for check in (_ranges, _model, _log, _batch, _optimizer, _data, _sample) for line in check(config)]
 
 
 def _ranges(config):
@@ -123,6 +123,12 @@ def _data(config):
         yield f"data.weights has {len(data.weights)} numbers for {len(data.source)} sources"
     if not all(0 < w < inf for w in data.weights):
         yield f"data.weights={data.weights} must all be above 0 and finite"
+
+
+def _sample(config):
+    sample, seq_len = config.sample, config.model.seq_len
+    if sample.prompts and sample.max_new_tokens >= seq_len:
+        yield f"sample.max_new_tokens={sample.max_new_tokens} leaves no room for a prompt in model.seq_len={seq_len}"
 
 
 def _divisor(whole: int, near: int) -> int:

@@ -186,6 +186,8 @@ def test_another_model_in_the_same_folder_names_the_leaves(whole, resolve, tmp_p
     shutil.copytree(whole, tmp_path / "run")
     with pytest.raises(DataError, match=r"mlp/up/kernel: stored \(1, 16, 64\) float32, wanted \(1, 16, 32\)"):
         pretrain.pretrain(resolve(model__d_ff="32"), str(tmp_path / "run"), {})
+    assert (tmp_path / "run" / "config.json").read_bytes() == (whole / "config.json").read_bytes(), "a refused start leaves no trace"
+    assert not (tmp_path / "run" / "config.1.json").exists()
 
 
 def test_weights_only_start_has_a_fresh_optimizer_and_step_zero(whole, resolve, tmp_path):
