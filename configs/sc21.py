@@ -47,4 +47,5 @@ def get_config(size="1.7b"):
     config.mesh.tensor = tensor
     config.mesh.pipe = pipe
     config.mesh.data = data
+    config.mesh.zero = 0  # the paper has plain data parallelism
     return config

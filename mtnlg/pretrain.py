@@ -178,7 +178,7 @@ class Run:
             num_samples=schedule.final_position(config).samples,
             **self.documents(),
         )
-        rows = train.microbatch_rows
+        rows = config.microbatch_rows
         most = train.batch_size // rows
 
         def make(samples: int) -> dict:
@@ -243,7 +243,7 @@ class Run:
 
     def evaluate(self, state: State, position: Position, max_tokens: int | None) -> dict[str, evaluate.Heldout]:
         """Held-out loss of every source and of all together, in metrics and on the screen."""
-        rows, found = self.config.train.microbatch_rows, {}
+        rows, found = self.config.microbatch_rows, {}
         read = {"seq_len": self.config.model.seq_len, **self.documents()}
         for source in self.prepared.sources:
             heldout = Heldout(Store(source.heldout.prefix, vocab_size=self.config.model.vocab_size), **read)

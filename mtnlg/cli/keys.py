@@ -10,7 +10,7 @@ def describe(name: str) -> str:
     field = schema.leaves()[name]
     default = "none" if field.default is None else field.default
     choices = field.metadata["choices"]
-    kind = f"one of {', '.join(choices)}" if choices else configs.type_name(field.type)
+    kind = f"one of {', '.join(map(str, choices))}" if choices else configs.type_name(field.type)
     return f"--config.{name}={default}\n      {field.metadata['help']} ({kind})"
 
 

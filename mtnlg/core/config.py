@@ -158,7 +158,7 @@ def from_flat(values: dict) -> schema.Config:
         values[name] = _check_type(name, value, fields[name].type)
         choices = fields[name].metadata["choices"]
         if choices and values[name] not in choices:
-            raise ConfigError(f"{name}={value!r} is not one of {', '.join(choices)}", name, f"--config.{name}={choices[0]}")
+            raise ConfigError(f"{name}={value!r} is not one of {', '.join(map(str, choices))}", name, f"--config.{name}={choices[0]}")
 
     def build(cls, prefix):
         arguments = {}

@@ -24,11 +24,15 @@ def key(seed: int, *numbers):
 
 
 class Dropout(NamedTuple):
-    """Which masks to draw: `key` of (seed, step, layer), and the global numbers of the samples and places at hand."""
+    """Which masks to draw: `key` of (seed, step, layer), and the global numbers of the samples and places at hand.
+
+    `places_L` are those of the residual stream, of which a device may hold a part; `queries_L` those of attention.
+    """
 
     key: jax.Array
     samples_B: jax.Array
     places_L: jax.Array
+    queries_L: jax.Array
 
     def at_layer(self, layer):
         return self._replace(key=jax.random.fold_in(self.key, layer))
@@ -58,5 +62,5 @@ class Dropout(NamedTuple):
 
         over_places = jax.vmap(kept, (None, None, 0))
         over_heads = jax.vmap(over_places, (None, 0, None))
-        keep_BHLS = jax.vmap(over_heads, (0, None, None))(self.samples_B, heads_H, self.places_L)
+        keep_BHLS = jax.vmap(over_heads, (0, None, None))(self.samples_B, heads_H, self.queries_L)
         return jnp.where(keep_BHLS, probs_BHLS / (1 - rate), jnp.zeros_like(probs_BHLS))

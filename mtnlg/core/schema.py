@@ -96,6 +96,9 @@ class Train:
     ramp_samples: int = key(0, "sequences over which the batch grows to batch_size")
     compute_dtype: str = key("float32", "type of activations and matrix products", ("float32", "bfloat16", "float64"))
     param_dtype: str = key("float32", "type of parameters and optimizer state", ("float32", "float64"))
+    reduce_dtype: str = key(
+        "float32", "type in which gradients are summed over devices; float32: that of the parameters", ("float32", "bfloat16")
+    )
     recompute: str = key(
         "none", "activations computed again in the backward pass; selective: the attention core", ("none", "selective", "full")
     )
@@ -103,11 +106,6 @@ class Train:
         False, "compile every layer on its own instead of one loop over them: faster steps on a CPU, longer compilation"
     )
     loss_chunk_tokens: int = key(1024, "tokens whose logits are held at once")
-
-    @property
-    def microbatch_rows(self) -> int:
-        """B, sequences of a microbatch."""
-        return self.microbatch_size or self.batch_size
 
 
 @dataclass(frozen=True)
@@ -160,6 +158,17 @@ class Mesh:
     data: int = key(1, "data parallelism, ZeRO shards over it")
     context: int = key(1, "shards of a sequence")
     tensor: int = key(1, "shards of heads, feed-forward columns and vocabulary; fastest links")
+    sequence_parallel: bool = key(False, "between attention and feed-forward, each tensor shard holds its part of the places only")
+    zero: int = key(
+        1,
+        "what is stored in shards over mesh.data: 0 nothing, 1 parameters and optimizer, 2 also gradients, 3 gathered block by block",
+        (0, 1, 2, 3),
+    )
+
+    @property
+    def num_sample_shards(self) -> int:
+        """Groups of devices that read different samples."""
+        return self.replica * self.data
 
 
 @dataclass(frozen=True)
@@ -179,8 +188,14 @@ class Config:
     sample: Sample = section(Sample, "samples on the way")
     checkpoint: Checkpoint = section(Checkpoint, "what is kept")
     log: Log = section(Log, "what is reported")
-    mesh: Mesh = section(Mesh, "degrees of parallelism")
+    mesh: Mesh = section(Mesh, "degrees of parallelism, and what lies where")
     init: Init = section(Init, "where weights start")
+
+    @property
+    def microbatch_rows(self) -> int:
+        """B, sequences of a microbatch over the whole mesh."""
+        shards = self.mesh.num_sample_shards
+        return (self.train.microbatch_size or self.train.batch_size // shards) * shards
 
 
 def leaves(cls: type = Config, prefix: str = "") -> dict[str, dataclasses.Field]:

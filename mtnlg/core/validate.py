@@ -39,7 +39,7 @@ _RANGES = (
 
 def problems(config: schema.Config) -> list[str]:
     """One line for each value out of range, then for each contradiction: the keys, their values, and a value that would do."""
-    return [line for check in (_ranges, _model, _log, _batch, _optimizer, _data, _sample) for line in check(config)]
+    return [line for check in (_ranges, _model, _mesh, _log, _batch, _optimizer, _data, _sample) for line in check(config)]
 
 
 def _ranges(config):
@@ -73,6 +73,36 @@ def _model(config):
         yield f"model.rope_scaling={model.rope_scaling} needs model.position=rope, not {model.position}"
     if model.position_offset and model.position != "learned":
         yield f"model.position_offset={model.position_offset} needs model.position=learned, not {model.position}"
+
+
+def _mesh(config):
+    """What one device holds must be a whole number of heads, columns, rows and places."""
+    model, mesh = config.model, config.mesh
+    if min(mesh.tensor, mesh.data, model.num_heads, model.d_model, model.vocab_multiple) < 1:
+        return
+    num_heads, num_groups, _ = model.heads
+    parted = {
+        f"model.num_heads={num_heads}": num_heads,
+        f"model.d_ff={model.ff_dim}": model.ff_dim,
+        f"the padded vocabulary of {model.padded_vocab_size}": model.padded_vocab_size,
+    }
+    if mesh.sequence_parallel:
+        parted[f"model.seq_len={model.seq_len}"] = model.seq_len
+    for name, whole in parted.items():
+        if whole % mesh.tensor:
+            yield f"{name} does not divide by mesh.tensor={mesh.tensor}: take mesh.tensor={_divisor(whole, mesh.tensor)}"
+    if num_groups > 0 and num_groups % mesh.tensor and mesh.tensor % num_groups:
+        yield (
+            f"model.num_kv_heads={num_groups} neither divides by mesh.tensor={mesh.tensor} nor divides it: "
+            f"take mesh.tensor={_divisor(num_groups, mesh.tensor)}"
+        )
+    if mesh.zero and model.d_model % mesh.data:
+        yield (
+            f"model.d_model={model.d_model} does not divide by mesh.data={mesh.data}, as mesh.zero={mesh.zero} needs: "
+            f"take mesh.data={_divisor(model.d_model, mesh.data)}, or mesh.zero=0"
+        )
+    if mesh.zero == 3 and mesh.pipe > 1:
+        yield f"mesh.zero=3 would gather every weight for every microbatch with mesh.pipe={mesh.pipe}: take mesh.zero=2"
 
 
 def _log(config):

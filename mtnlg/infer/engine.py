@@ -1,6 +1,5 @@
 """Generation over token ids: prefill a batch of prompts, then one token a step, the cache updated in place."""
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -8,14 +7,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from mtnlg import spmd
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError
-from mtnlg.core.tree import cast
 from mtnlg.infer.sampling import Sampling, sample
 from mtnlg.model import cache as caches
+from mtnlg.parallel import mesh as meshes
 
 
 class Request(NamedTuple):
@@ -30,13 +30,14 @@ class Request(NamedTuple):
 
 
 class Engine:
-    """A model ready to generate: parameters in the compute dtype and the two compiled programs."""
+    """A model ready to generate: parameters in the compute dtype and the two compiled programs, over the samples and tensor axes."""
 
     def __init__(self, config: schema.Config, mesh: Mesh, params, num_ids: int | None = None):
         """num_ids: only ids below it are read and drawn, for a tokenizer smaller than the model; none: the model's vocabulary."""
-        self.config = config
+        self.config, self.mesh = config, mesh
         self.num_ids = num_ids = num_ids or config.model.vocab_size
         self.dtype = jnp.dtype(config.train.compute_dtype)
+        self._compute_params = jax.jit(spmd.compute_params(config, mesh))
         self.load(params)
         prefill, decode_step = spmd.prefill(config, mesh), spmd.decode_step(config, mesh)
 
@@ -46,14 +47,20 @@ class Engine:
 
         def following(params, tokens_B, positions_B, cache, sampling):
             logits_BV, cache = decode_step(params, tokens_B, positions_B, cache)
-            return sample(logits_BV[:, :num_ids], sampling, positions_B + 1), cache
+            return sample(logits_BV[:, :num_ids], sampling, positions_B + 1), positions_B + 1, cache
 
-        self._first = jax.jit(first, donate_argnums=5)
-        self._following = jax.jit(following, donate_argnums=3)
+        everywhere = NamedSharding(mesh, P())
+        in_place = jax.tree.map(lambda spec: NamedSharding(mesh, spec), spmd.CACHE, is_leaf=lambda x: isinstance(x, P))
+        self._first = jax.jit(first, donate_argnums=5, out_shardings=(everywhere, in_place))
+        self._following = jax.jit(following, donate_argnums=3, out_shardings=(everywhere, everywhere, in_place))
+        self._empty = jax.jit(self._empty_cache, static_argnums=(0, 1), out_shardings=in_place)
+
+    def _empty_cache(self, num_rows: int, num_slots: int):
+        return caches.empty(self.config.model, num_rows, num_slots, self.dtype, self.config.mesh.tensor)
 
     def load(self, params) -> None:
         """Takes other weights of the same model; the compiled programs stay."""
-        self.params = jax.jit(functools.partial(cast, dtype=self.dtype))(params)
+        self.params = self._compute_params(params)
 
     def check(self, request: Request) -> None:
         """Raises ConfigError for a request that the model cannot honour."""
@@ -84,6 +91,8 @@ class Engine:
         """Yields the new tokens of all rows [B] int32, step after step, up to the longest request; stop by closing the iterator."""
         for request in requests:
             self.check(request)
+        asked = len(requests)
+        requests = [*requests, *[requests[0]] * (-asked % self.config.mesh.num_sample_shards)]  # as many rows on each device
         lengths_B = np.array([len(r.prompt) for r in requests], np.int32)
         # Lengths are rounded up so that prompts of like length share one compiled program.
         width, steps = _round_up(int(lengths_B.max())), max(r.max_new_tokens for r in requests)
@@ -95,20 +104,17 @@ class Engine:
             tokens_BL[row, : len(request.prompt)] = request.prompt
         positions_BL = np.where(real_BL, places_L, 0).astype(np.int32)
         slots_BL = np.where(real_BL, places_L, slots).astype(np.int32)  # padding is dropped
-        sampling = Sampling(
-            *(
-                jnp.asarray([getattr(r, field) for r in requests], dtype)
-                for field, dtype in (("temperature", jnp.float32), ("top_k", jnp.int32), ("top_p", jnp.float32), ("seed", jnp.uint32))
-            )
-        )
-        cache = caches.empty(self.config.model, len(requests), slots, self.dtype)
-        tokens_B, cache = self._first(
-            self.params, tokens_BL, positions_BL, real_BL.astype(np.int32), slots_BL, cache, sampling, jnp.asarray(lengths_B)
-        )
-        yield np.asarray(tokens_B)
-        for offset in range(steps - 1):
-            tokens_B, cache = self._following(self.params, tokens_B, jnp.asarray(lengths_B + offset), cache, sampling)
-            yield np.asarray(tokens_B)
+        dtypes = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32, "seed": np.uint32}
+        fields = {name: np.array([getattr(r, name) for r in requests], dtype) for name, dtype in dtypes.items()}
+        sampling = Sampling(**meshes.put(self.mesh, fields, P()))
+        read = {"tokens": tokens_BL, "positions": positions_BL, "segment_ids": real_BL.astype(np.int32), "slots": slots_BL}
+        read = meshes.put(self.mesh, read, P())
+        positions_B = meshes.put(self.mesh, {"lengths": lengths_B}, P())["lengths"]
+        tokens_B, cache = self._first(self.params, *read.values(), self._empty(len(requests), slots), sampling, positions_B)
+        yield np.asarray(tokens_B)[:asked]
+        for _ in range(steps - 1):
+            tokens_B, positions_B, cache = self._following(self.params, tokens_B, positions_B, cache, sampling)
+            yield np.asarray(tokens_B)[:asked]
 
     def generate(self, requests: Sequence[Request], stop_ids: Sequence[int] = ()) -> list[list[int]]:
         """The new ids of each request, without the stop id that ended it."""

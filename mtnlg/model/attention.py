@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mtnlg.core import schema
+from mtnlg.core.collectives import TensorShard
 from mtnlg.core.prng import Dropout
 from mtnlg.model import positions
 from mtnlg.model.cache import LayerCache
@@ -52,19 +53,20 @@ def attend(q_BLHK, k_BSGK, v_BSGK, seen_BLS, penalty_BHLS, drop=None):
 
 
 class Attention(nn.Module):
-    """Self-attention over `num_heads` query and `num_groups` key/value heads: the ones this device holds."""
+    """Self-attention over this device's part of the query heads, and the key/value heads that they read."""
 
     model: schema.Model
-    num_heads: int
-    num_groups: int
+    shard: TensorShard
     recompute_core: bool
 
     @nn.compact
     def __call__(self, x_BLD, places: Places, cache: LayerCache | None, dropout: Dropout | None):
         """x [B, L, D] -> ([B, L, D], the cache with x's keys and values in it, or None)."""
-        model, width, head_dim = self.model, x_BLD.shape[-1], self.model.heads[2]
-        q_BLHK = Linear((width,), (self.num_heads, head_dim), model.bias_qkv, model.init_std, name="query")(x_BLD)
-        kv = Linear((width,), (self.num_groups, 2, head_dim), model.bias_qkv, model.init_std, name="key_value")(x_BLD)
+        model, width = self.model, x_BLD.shape[-1]
+        num_heads, num_groups, head_dim = local_heads(model, self.shard)
+        x_BLD = self.shard.enter(x_BLD, "attention, into its heads")
+        q_BLHK = Linear((width,), (num_heads, head_dim), model.bias_qkv, model.init_std, name="query")(x_BLD)
+        kv = Linear((width,), (num_groups, 2, head_dim), model.bias_qkv, model.init_std, name="key_value")(x_BLD)
         k_BLGK, v_BLGK = kv[..., 0, :], kv[..., 1, :]
         if model.qk_norm:
             q_BLHK, k_BLGK = HeadNorm(model, name="query_norm")(q_BLHK), HeadNorm(model, name="key_norm")(k_BLGK)
@@ -79,15 +81,24 @@ class Attention(nn.Module):
         penalty_BHLS = None
         if model.position == "alibi":
             slopes_H = jnp.asarray(positions.alibi_slopes(model.num_heads), jnp.promote_types(x_BLD.dtype, jnp.float32))
+            slopes_H = self.shard.own_part(slopes_H, 0)
             penalty_BHLS = slopes_H[:, None, None] * distance_BLS[:, None]
 
         drop = None
         if dropout is not None and model.dropout_attention:
-            drop = lambda probs: dropout.attention(probs, jnp.arange(self.num_heads), model.dropout_attention)  # noqa: E731
+            heads_H = self.shard.own_part(jnp.arange(model.num_heads), 0)
+            drop = lambda probs: dropout.attention(probs, heads_H, model.dropout_attention)  # noqa: E731
         core = jax.checkpoint(attend, static_argnums=(5,)) if self.recompute_core else attend
         out_BLHK = core(q_BLHK, k_BLGK, v_BLGK, seen_BLS, penalty_BHLS, drop)
-        y_BLD = Linear((self.num_heads, head_dim), (width,), model.bias_attention_output, residual_std(model), name="output")(out_BLHK)
-        return y_BLD, updated
+        leave = lambda partial: self.shard.leave(partial, "attention, out of its heads")  # noqa: E731
+        output = Linear((num_heads, head_dim), (width,), model.bias_attention_output, residual_std(model), leave, name="output")
+        return output(out_BLHK), updated
+
+
+def local_heads(model: schema.Model, shard: TensorShard) -> tuple[int, int, int]:
+    """(H, G, K) of one device. Where there are fewer key/value heads than devices, each has the one that its query heads read."""
+    num_heads, num_groups, head_dim = model.heads
+    return num_heads // shard.size, max(num_groups // shard.size, 1), head_dim
 
 
 class HeadNorm(nn.Module):

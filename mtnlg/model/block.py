@@ -3,6 +3,7 @@
 import flax.linen as nn
 
 from mtnlg.core import prng, schema
+from mtnlg.core.collectives import WHOLE, TensorShard
 from mtnlg.core.prng import Dropout
 from mtnlg.model.attention import Attention, Places
 from mtnlg.model.cache import LayerCache
@@ -10,31 +11,23 @@ from mtnlg.model.layers import MLP, Norm
 
 
 class Block(nn.Module):
-    """Pre-LN transformer block (Radford et al. 2019), built with the sizes one device holds."""
+    """Pre-LN transformer block (Radford et al. 2019): the whole of it, as for initialisation, or one device's part."""
 
     model: schema.Model
-    num_heads: int
-    num_groups: int
-    ff_dim: int
+    shard: TensorShard = WHOLE
     recompute_core: bool = False
 
     @nn.compact
     def __call__(self, x_BLD, places: Places, cache: LayerCache | None = None, dropout: Dropout | None = None):
-        """Residual stream [B, L, D] -> ([B, L, D], the updated cache or None)."""
+        """Residual stream [B, L, D], or this device's places of it -> (the same, the updated cache or None)."""
         model = self.model
 
         def dropped(y_BLD, site):
             return y_BLD if dropout is None else dropout.hidden(y_BLD, site, model.dropout_hidden)
 
-        attention = Attention(model, self.num_heads, self.num_groups, self.recompute_core, name="attention")
+        attention = Attention(model, self.shard, self.recompute_core, name="attention")
         a_BLD, updated = attention(Norm(model, name="attention_norm")(x_BLD), places, cache, dropout)
         after_attention = x_BLD + dropped(a_BLD, prng.ATTENTION_OUTPUT)
         mlp_input = x_BLD if model.parallel_residual else after_attention
-        m_BLD = MLP(model, self.ff_dim, name="mlp")(Norm(model, name="mlp_norm")(mlp_input))
+        m_BLD = MLP(model, self.shard, name="mlp")(Norm(model, name="mlp_norm")(mlp_input))
         return after_attention + dropped(m_BLD, prng.MLP_OUTPUT), updated
-
-
-def whole_block(model: schema.Model, recompute_core: bool = False) -> Block:
-    """The block with every head and column: on one device, and for initialisation."""
-    num_heads, num_groups, _ = model.heads
-    return Block(model, num_heads, num_groups, model.ff_dim, recompute_core)

@@ -19,9 +19,10 @@ class Cache(NamedTuple):
     segment_ids_BS: jax.Array
 
 
-def empty(model: schema.Model, num_rows: int, num_slots: int, dtype) -> Cache:
-    """A cache with no token in it."""
+def empty(model: schema.Model, num_rows: int, num_slots: int, dtype, num_shards: int = 1) -> Cache:
+    """A cache with no token in it. With more tensor shards than key/value heads, each shard has a copy of the head that it reads."""
     _, groups, head_dim = model.heads
+    groups = max(groups, num_shards)
     shape = (model.num_layers, num_rows, num_slots, groups, head_dim)
     places = jnp.zeros((num_rows, num_slots), jnp.int32)
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), places, places + EMPTY)

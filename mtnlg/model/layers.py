@@ -1,34 +1,38 @@
-"""The pieces a block is made of: linear maps, norms, the feed-forward layer. Sizes are local: what one device holds."""
+"""The pieces a block is made of: linear maps, norms, the feed-forward layer."""
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mtnlg.core import schema
+from mtnlg.core.collectives import TensorShard
 
 
 class Linear(nn.Module):
     """y = x W + b, contracting the last `len(in_dims)` dims of x; W is [*in_dims, *out_dims], b [*out_dims].
 
-    Both sides are flattened to one matrix product. Computes in x's dtype.
+    Both sides are flattened to one matrix product. Computes in x's dtype. Where the rows of W lie on several devices, `leave` sums
+    their products; the bias is added once, after that.
     """
 
     in_dims: tuple[int, ...]
     out_dims: tuple[int, ...]
     bias: bool
     std: float
+    leave: Callable = lambda partial: partial
 
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", nn.initializers.normal(self.std), self.in_dims + self.out_dims, x.dtype)
         rows = x.reshape(*x.shape[: x.ndim - len(self.in_dims)], math.prod(self.in_dims))
-        y = rows @ kernel.reshape(math.prod(self.in_dims), math.prod(self.out_dims))
+        y = self.leave(rows @ kernel.reshape(math.prod(self.in_dims), math.prod(self.out_dims)))
         if self.bias:
             # A bias in a wider dtype is added there, so that its gradient, a sum over every token, is summed there too.
             y = (y + self.param("bias", nn.initializers.zeros, self.out_dims, x.dtype).reshape(-1)).astype(x.dtype)
-        return y.reshape(*rows.shape[:-1], *self.out_dims)
+        return y.reshape(*y.shape[:-1], *self.out_dims)
 
 
 def normalise(x, scale, bias, *, kind: str, eps: float):
@@ -66,21 +70,24 @@ ACTIVATIONS = {
 
 
 class MLP(nn.Module):
-    """The feed-forward layer: D to F columns, a non-linearity (gated for SwiGLU, Shazeer 2020), and back to D."""
+    """The feed-forward layer: D to F columns, of which this device has its part, a non-linearity (gated for SwiGLU, Shazeer 2020), and
+    back to D."""
 
     model: schema.Model
-    ff_dim: int
+    shard: TensorShard
 
     @nn.compact
     def __call__(self, x_BLD):
-        model, width = self.model, x_BLD.shape[-1]
+        model, width, ff_dim = self.model, x_BLD.shape[-1], self.model.ff_dim // self.shard.size
+        x_BLD = self.shard.enter(x_BLD, "feed-forward, into its columns")
 
         def columns(name):
-            return Linear((width,), (self.ff_dim,), model.bias_mlp, model.init_std, name=name)(x_BLD)
+            return Linear((width,), (ff_dim,), model.bias_mlp, model.init_std, name=name)(x_BLD)
 
         activate = ACTIVATIONS[model.activation]
         h_BLF = activate(columns("gate")) * columns("up") if model.activation == "swiglu" else activate(columns("up"))
-        return Linear((self.ff_dim,), (width,), model.bias_mlp, residual_std(model), name="down")(h_BLF)
+        leave = lambda partial: self.shard.leave(partial, "feed-forward, out of its rows")  # noqa: E731
+        return Linear((ff_dim,), (width,), model.bias_mlp, residual_std(model), leave, name="down")(h_BLF)
 
 
 def residual_std(model: schema.Model) -> float:

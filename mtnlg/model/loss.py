@@ -5,22 +5,29 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from mtnlg.core.collectives import WHOLE, TensorShard
 
-def chunk_logits(x_TD, head_VD, vocab_size: int):
-    """Logits [T, V] in at least float32; entries of the padded vocabulary are the lowest finite number."""
+
+def chunk_logits(x_TD, head_VD, vocab_size: int, shard: TensorShard = WHOLE):
+    """Logits [T, V] of this device's rows of the head, in at least float32; those of the padded vocabulary are the lowest number."""
     dtype = jnp.promote_types(x_TD.dtype, jnp.float32)
     logits_TV = jnp.einsum("td,vd->tv", x_TD, head_VD.astype(x_TD.dtype), preferred_element_type=dtype)
-    if head_VD.shape[0] == vocab_size:
+    if head_VD.shape[0] * shard.size == vocab_size:
         return logits_TV
-    return jnp.where(jnp.arange(head_VD.shape[0]) < vocab_size, logits_TV, jnp.finfo(dtype).min)
+    return jnp.where(_ids(head_VD, shard) < vocab_size, logits_TV, jnp.finfo(dtype).min)
 
 
-def _negative_log_likelihood(logits_TV, targets_T):
-    """(nll [T], softmax [T, V])."""
-    top_T = jnp.max(logits_TV, axis=-1)
+def _ids(head_VD, shard: TensorShard):
+    """The token ids [V] of this device's rows."""
+    return shard.rank() * head_VD.shape[0] + jnp.arange(head_VD.shape[0])
+
+
+def _negative_log_likelihood(logits_TV, hit_TV, shard: TensorShard):
+    """(nll [T], softmax [T, V]); hit marks the target, in the rows of the one device that has it."""
+    top_T = shard.max(jnp.max(logits_TV, axis=-1), "largest logit of the whole vocabulary")
     exp_TV = jnp.exp(logits_TV - top_T[:, None])
-    sum_T = jnp.sum(exp_TV, axis=-1)
-    target_T = jnp.take_along_axis(logits_TV, targets_T[:, None], axis=-1)[:, 0]
+    parts_2T = jnp.stack([jnp.sum(exp_TV, axis=-1), jnp.sum(jnp.where(hit_TV, logits_TV, 0), axis=-1)])
+    sum_T, target_T = shard.sum(parts_2T, "sum of exponentials, and the target's logit, over the vocabulary")
     return jnp.log(sum_T) + top_T - target_T, exp_TV / sum_T[:, None]
 
 
@@ -33,30 +40,37 @@ def _chunks(chunk_tokens: int, *arrays):
     return [a.reshape(-1, size, *a.shape[1:]) for a in padded]
 
 
-def token_losses(x_TD, head_VD, targets_T, *, vocab_size: int, chunk_tokens: int):
+def token_losses(x_TD, head_VD, targets_T, *, vocab_size: int, chunk_tokens: int, shard: TensorShard = WHOLE):
     """(nll [T] in at least float32, whether the target is the likeliest token [T] bool); not differentiated."""
+    ids_V = _ids(head_VD, shard)
 
     def one(chunk):
         x_CD, targets_C = chunk
-        logits_CV = chunk_logits(x_CD, head_VD, vocab_size)
-        return _negative_log_likelihood(logits_CV, targets_C)[0], jnp.argmax(logits_CV, axis=-1) == targets_C
+        logits_CV = chunk_logits(x_CD, head_VD, vocab_size, shard)
+        nll_C, _ = _negative_log_likelihood(logits_CV, ids_V == targets_C[:, None], shard)
+        top_C = jnp.max(logits_CV, axis=-1)
+        first_C = ids_V[jnp.argmax(logits_CV, axis=-1)]  # of several likeliest the first counts, on this device and over all
+        whole_C = shard.max(top_C, "largest logit of the whole vocabulary")
+        likeliest_C = -shard.max(jnp.where(top_C == whole_C, -first_C, -vocab_size), "first of the likeliest tokens")
+        return nll_C, likeliest_C == targets_C
 
     nll, greedy = jax.lax.map(one, tuple(_chunks(chunk_tokens, x_TD, targets_T)))
     return nll.reshape(-1)[: x_TD.shape[0]], greedy.reshape(-1)[: x_TD.shape[0]]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def loss_sum(x_TD, head_VD, targets_T, weights_T, vocab_size: int, chunk_tokens: int):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def loss_sum(x_TD, head_VD, targets_T, weights_T, vocab_size: int, chunk_tokens: int, shard: TensorShard = WHOLE):
     """Sum of weights x negative log-likelihood, a scalar in at least float32.
 
     x [T, D] after the final norm, in the compute dtype; head [V, D], whose gradient comes in its own, wider dtype; targets [T];
-    weights [T], not differentiated.
+    weights [T], not differentiated. Of a head whose rows lie on several devices, the gradient of x is this device's part only:
+    whoever spread x (`TensorShard.enter`) sums it. Only numbers per token cross between devices (Shoeybi et al. 2019, section 3).
     """
-    nll_T, _ = token_losses(x_TD, head_VD, targets_T, vocab_size=vocab_size, chunk_tokens=chunk_tokens)
+    nll_T, _ = token_losses(x_TD, head_VD, targets_T, vocab_size=vocab_size, chunk_tokens=chunk_tokens, shard=shard)
     return jnp.sum(nll_T * weights_T)
 
 
-def _loss_forward(x_TD, head_VD, targets_T, weights_T, vocab_size, chunk_tokens):
+def _loss_forward(x_TD, head_VD, targets_T, weights_T, vocab_size, chunk_tokens, shard):
     """The loss and, while each chunk's softmax is at hand, the gradients of its sum; the backward only scales them."""
     dtype = jnp.promote_types(x_TD.dtype, jnp.float32)
     narrow_VD = head_VD.astype(x_TD.dtype)
@@ -64,8 +78,8 @@ def _loss_forward(x_TD, head_VD, targets_T, weights_T, vocab_size, chunk_tokens)
     def one(carry, chunk):
         total, d_head_VD = carry
         x_CD, targets_C, weights_C = chunk
-        nll_C, probs_CV = _negative_log_likelihood(chunk_logits(x_CD, narrow_VD, vocab_size), targets_C)
-        hit_CV = jnp.arange(head_VD.shape[0]) == targets_C[:, None]
+        hit_CV = _ids(head_VD, shard) == targets_C[:, None]
+        nll_C, probs_CV = _negative_log_likelihood(chunk_logits(x_CD, narrow_VD, vocab_size, shard), hit_CV, shard)
         d_logits_CV = ((probs_CV - hit_CV) * weights_C[:, None].astype(dtype)).astype(x_TD.dtype)
         d_x_CD = d_logits_CV @ narrow_VD
         d_head_VD = d_head_VD + jnp.einsum("cv,cd->vd", d_logits_CV, x_CD, preferred_element_type=dtype)
@@ -80,7 +94,7 @@ def _loss_forward(x_TD, head_VD, targets_T, weights_T, vocab_size, chunk_tokens)
     return total, (d_x.reshape(-1, x_TD.shape[1])[: x_TD.shape[0]], d_head_VD.astype(head_VD.dtype))
 
 
-def _loss_backward(vocab_size, chunk_tokens, saved, cotangent):
+def _loss_backward(vocab_size, chunk_tokens, shard, saved, cotangent):
     d_x_TD, d_head_VD = saved
     return (d_x_TD * cotangent.astype(d_x_TD.dtype), d_head_VD * cotangent.astype(d_head_VD.dtype), None, None)
 

@@ -1,15 +1,21 @@
-"""Embedding, the stack of blocks, final norm and head: plain functions of nested dicts of arrays."""
+"""Embedding, the stack of blocks, final norm and head: plain functions of nested dicts of arrays.
+
+`shard` says which part of each layer this device has; by default all of it. Inside `shard_map` the arrays are this device's shards.
+"""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from mtnlg.core import prng, schema
+from mtnlg.core.collectives import WHOLE, TensorShard
 from mtnlg.core.errors import ConfigError
 from mtnlg.core.prng import Dropout
 from mtnlg.core.tree import map_with_path
 from mtnlg.model import positions
-from mtnlg.model.attention import Places
-from mtnlg.model.block import whole_block
+from mtnlg.model.attention import Places, local_heads
+from mtnlg.model.block import Block
 from mtnlg.model.cache import Cache, LayerCache, occupy
 from mtnlg.model.layers import Norm
 
@@ -33,7 +39,7 @@ def init(model: schema.Model, key, dtype=jnp.float32) -> dict:
 
     x_BLD = jnp.zeros((1, 1, model.d_model), dtype)
     places = places_of(model, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), jnp.int32), dtype)
-    blocks = jax.vmap(lambda k: whole_block(model).init(k, x_BLD, places)["params"])(jax.random.split(blocks_key, model.num_layers))
+    blocks = jax.vmap(lambda k: Block(model).init(k, x_BLD, places)["params"])(jax.random.split(blocks_key, model.num_layers))
     params = {"embedding": embedding, "blocks": blocks, "final_norm": Norm(model).init(head_key, x_BLD)["params"]}
     if not model.tie_embeddings:
         params["head"] = {"kernel": normal(head_key, model.d_model, model.padded_vocab_size)}
@@ -65,45 +71,101 @@ def places_of(model: schema.Model, positions_BL, segment_ids_BL, dtype) -> Place
     return Places(positions_BL, segment_ids_BL, rotary)
 
 
-def embed(model: schema.Model, embedding: dict, tokens_BL, positions_BL):
-    """Token rows plus, for learned positions, position rows: [B, L, D] in the table's dtype. Ids and positions are in range by contract."""
-    x_BLD = embedding["tokens"][tokens_BL]
+def embed(model: schema.Model, embedding: dict, tokens_BL, positions_BL, shard: TensorShard = WHOLE):
+    """Token rows plus, for learned positions, position rows: [B, L, D] in the table's dtype. Ids and positions are in range by contract.
+
+    Where the vocabulary lies on several devices, each gives the rows that it has and zeros for the rest.
+    """
+    table_VD = embedding["tokens"]
+    rows_BL = tokens_BL - shard.rank() * table_VD.shape[0]
+    x_BLD = table_VD[rows_BL] if shard.size == 1 else _rows_or_zeros(table_VD, rows_BL)
+    x_BLD = shard.leave(x_BLD, "embedding, out of the rows of the vocabulary")
     if model.position == "learned":
-        x_BLD = x_BLD + embedding["positions"][positions_BL + model.position_offset]
+        x_BLD = x_BLD + embedding["positions"][shard.own_places(positions_BL, 1) + model.position_offset]
     return x_BLD
 
 
-def hidden(
-    model: schema.Model, params: dict, batch: dict, *, recompute: str = "none", unroll: bool = False, dropout: Dropout | None = None
-):
-    """The residual stream after the final norm [B, L, D], and the root mean square of every block's output [N].
+def _rows_or_zeros(table_VD, rows_BL):
+    here_BL = (rows_BL >= 0) & (rows_BL < table_VD.shape[0])
+    return jnp.where(here_BL[..., None], table_VD[jnp.where(here_BL, rows_BL, 0)], jnp.zeros((), table_VD.dtype))
 
-    params as `compute_copy` gives them; batch as in the batch contract; `dropout` None when not training.
+
+def own_groups(model: schema.Model, params: dict, shard: TensorShard) -> dict:
+    """The parameters with the one key/value head that this device's query heads read, where there are fewer than devices.
+
+    All devices hold all of them then; the gradient of what this one does not read is zero.
     """
-    dtype = compute_dtype(params)
+    groups = model.heads[1]
+    if shard.size <= groups:
+        return params
+    own = shard.rank() // (shard.size // groups)
+
+    def of(path, leaf):
+        if not path.startswith("blocks/attention/key_value/"):
+            return leaf
+        dim = leaf.ndim - 3  # of [..., G, 2, K]
+        return jax.lax.dynamic_slice_in_dim(leaf, own, local_heads(model, shard)[1], dim)
+
+    return map_with_path(of, params)
+
+
+def _saved(primitive, *_, **__) -> bool:
+    """The policy of a block that gathers: everything is saved but what was gathered, which is gathered again for the backward.
+
+    That holds for weights (ZeRO-3) and for activations of all places (Korthikanti et al. 2022, section 4.2.2). A reshape of a weight is
+    as large as the weight; one of an activation costs nothing to make again.
+    """
+    return primitive.name not in ("all_gather", "reshape")
+
+
+def hidden(
+    model: schema.Model,
+    params: dict,
+    batch: dict,
+    *,
+    recompute: str = "none",
+    unroll: bool = False,
+    dropout: Dropout | None = None,
+    shard: TensorShard = WHOLE,
+    dtype=None,
+    gather_block: Callable[[dict], dict] | None = None,
+):
+    """The residual stream after the final norm [B, L, D], and the mean square of every block's output [N]: of this device's places.
+
+    params as `compute_copy` gives them; batch as in the batch contract; `dropout` None when not training. gather_block makes one
+    block's whole parameters, in the compute dtype `dtype`, of their shards (ZeRO-3), in the forward and again in the backward;
+    None: they are whole.
+    """
+    dtype = dtype or compute_dtype(params)
     places = places_of(model, batch["positions"], batch["segment_ids"], dtype)
-    x_BLD = embed(model, params["embedding"], batch["tokens"], batch["positions"]).astype(dtype)
+    x_BLD = embed(model, params["embedding"], batch["tokens"], batch["positions"], shard).astype(dtype)
     if dropout is not None:
         x_BLD = dropout.hidden(x_BLD, prng.EMBEDDING, model.dropout_hidden)
-    block = whole_block(model, recompute_core=recompute == "selective")
+    block = Block(model, shard, recompute_core=recompute == "selective")
 
     def one(x_BLD, layer_params, layer):
         at_layer = dropout.at_layer(layer) if dropout is not None else None
+        if gather_block is not None:
+            layer_params = gather_block(layer_params)
         y_BLD, _ = block.apply({"params": layer_params}, x_BLD, places, None, at_layer)
         return y_BLD
 
     if recompute == "full":
         one = jax.checkpoint(one)
+    elif gather_block is not None or shard.shards_sequence:
+        one = jax.checkpoint(one, policy=_saved)
 
     def body(x_BLD, inputs):
         y_BLD = one(x_BLD, *inputs)
-        return y_BLD, jax.lax.stop_gradient(root_mean_square(y_BLD))
+        return y_BLD, jax.lax.stop_gradient(mean_square(y_BLD))
 
-    x_BLD, rms_N = jax.lax.scan(body, x_BLD, (params["blocks"], jnp.arange(model.num_layers)), unroll=unroll)
-    return final_norm(model, params, x_BLD), rms_N
+    x_BLD, squares_N = jax.lax.scan(body, x_BLD, (params["blocks"], jnp.arange(model.num_layers)), unroll=unroll)
+    return final_norm(model, params, x_BLD), squares_N
 
 
-def hidden_cached(model: schema.Model, params: dict, tokens_BL, positions_BL, segment_ids_BL, slots_BL, cache: Cache):
+def hidden_cached(
+    model: schema.Model, params: dict, tokens_BL, positions_BL, segment_ids_BL, slots_BL, cache: Cache, shard: TensorShard = WHOLE
+):
     """Reads L more tokens of each row into the cache's slots: ([B, L, D] after the final norm, the cache updated in place).
 
     The cache is the carry of the scan over layers; the same block as in training.
@@ -111,14 +173,14 @@ def hidden_cached(model: schema.Model, params: dict, tokens_BL, positions_BL, se
     dtype = compute_dtype(params)
     places = places_of(model, positions_BL, segment_ids_BL, dtype)
     cache = occupy(cache, slots_BL, positions_BL, segment_ids_BL)
-    block = whole_block(model)
+    block = Block(model, shard)
 
     def body(carry, inputs):
         x_BLD, cache = carry
         layer_params, layer = inputs
         return block.apply({"params": layer_params}, x_BLD, places, LayerCache(cache, layer, slots_BL)), None
 
-    start = (embed(model, params["embedding"], tokens_BL, positions_BL).astype(dtype), cache)
+    start = (embed(model, params["embedding"], tokens_BL, positions_BL, shard).astype(dtype), cache)
     (x_BLD, cache), _ = jax.lax.scan(body, start, (params["blocks"], jnp.arange(model.num_layers)))
     return final_norm(model, params, x_BLD), cache
 
@@ -132,6 +194,6 @@ def head_kernel(model: schema.Model, params: dict):
     return params["embedding"]["tokens"] if model.tie_embeddings else params["head"]["kernel"].T
 
 
-def root_mean_square(x):
-    """sqrt(mean(x²)) in at least float32: the scale of activations, for the metrics."""
-    return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))))
+def mean_square(x):
+    """mean(x²) in at least float32: the scale of activations, for the metrics."""
+    return jnp.mean(jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32))))

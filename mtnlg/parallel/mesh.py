@@ -1,7 +1,10 @@
 """The device mesh: five axes in order of bandwidth, slowest links outermost."""
 
+import math
+
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -10,17 +13,46 @@ from mtnlg.core.errors import ConfigError
 
 AXES = ("replica", "pipe", "data", "context", "tensor")
 BATCH = P(("replica", "data"), "context")  # the specs of a batch array [B, L]
+TO_COME = ("pipe", "context")
 
 
-def make(degrees: schema.Mesh) -> Mesh:
-    """The mesh over the first device. Raises ConfigError for any degree above 1, which this version cannot honour."""
-    for axis in AXES:
+def make(degrees: schema.Mesh, devices=None) -> Mesh:
+    """The mesh over the first devices (None: of this job), as many as the degrees multiply to.
+
+    Raises ConfigError when there are fewer, when a job of several processes has more (no process may stand idle), when replicas do
+    not fit the slices, or for an axis that this version cannot honour.
+    """
+    for axis in TO_COME:
         if getattr(degrees, axis) != 1:
-            what = f"mesh.{axis}={getattr(degrees, axis)}: this version trains on one device"
+            what = f"mesh.{axis}={getattr(degrees, axis)}: this version has no {axis} parallelism yet"
             raise ConfigError(what, f"--config.mesh.{axis}", f"--config.mesh.{axis}=1")
-    return Mesh(np.asarray(jax.devices()[:1]).reshape((1,) * len(AXES)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    devices = jax.devices() if devices is None else devices
+    shape = tuple(getattr(degrees, axis) for axis in AXES)
+    wanted, there = math.prod(shape), len(devices)
+    product = " x ".join(f"mesh.{axis}={degree}" for axis, degree in zip(AXES, shape, strict=True) if degree > 1) or "a mesh of 1"
+    if wanted > there or (wanted < there and jax.process_count() > 1):
+        cure = "degrees that multiply to the number of devices, or (on a CPU) JAX_NUM_CPU_DEVICES before the command"
+        raise ConfigError(f"{product} needs {wanted} devices, and there are {there}", "--config.mesh", cure)
+    return Mesh(_arranged(shape, devices[:wanted]), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(shape: tuple[int, ...], devices) -> np.ndarray:
+    """Devices such that neighbours along the last axes have the fastest links; `replica` alone goes over the slow ones between slices."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if shape[0] % slices:
+        what = f"mesh.replica={shape[0]} over {slices} slices: only replicas may lie on different slices"
+        raise ConfigError(what, "--config.mesh.replica", f"--config.mesh.replica={slices}, or a multiple of it")
+    within, between = (shape[0] // slices, *shape[1:]), (slices, *(1,) * (len(shape) - 1))
+    return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
 
 
 def put(mesh: Mesh, batch: dict, spec: P = BATCH) -> dict:
-    """Host arrays [..., B, L] as global arrays on the mesh, sharded over samples and places."""
-    return {name: jax.device_put(array, NamedSharding(mesh, P(*[None] * (array.ndim - len(spec)), *spec))) for name, array in batch.items()}
+    """Host arrays [..., B, L], the same in every process, as global arrays on the mesh, sharded over samples and places."""
+
+    def one(array):
+        sharding = NamedSharding(mesh, P(*[None] * (array.ndim - len(spec)), *spec))
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return {name: one(array) for name, array in batch.items()}

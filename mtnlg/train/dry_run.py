@@ -15,7 +15,7 @@ from mtnlg.train import step as steps
 def describe(config: schema.Config) -> str:
     """Compiles the training step for the devices at hand and says what it needs. Allocates no array."""
     mesh = meshes.make(config.mesh)
-    rows = config.train.microbatch_rows
+    rows = config.microbatch_rows
     shape = (config.train.batch_size // rows, rows, config.model.seq_len)
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.float32 if name == "weights" else jnp.int32) for name in BATCH_FIELDS}
     state = states.abstract(config, mesh)

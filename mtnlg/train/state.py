@@ -34,15 +34,15 @@ def abstract(config: schema.Config, mesh: Mesh) -> State:
 
 def shardings(config: schema.Config, mesh: Mesh) -> State:
     """Where every leaf rests: Adam's moments beside their parameter, counters everywhere."""
-    shapes = jax.eval_shape(lambda: _fresh(config))
+    shapes, storage = jax.eval_shape(lambda: _fresh(config)), specs.storage_table(config)
 
     def of_optimizer(path, leaf):
         for moment in ("/mu/", "/nu/"):
             if moment in path:
-                return NamedSharding(mesh, specs.spec_of(specs.STORAGE, path.partition(moment)[2]))
+                return NamedSharding(mesh, specs.spec_of(storage, path.partition(moment)[2]))
         return NamedSharding(mesh, P())
 
-    return State(specs.shardings(mesh, specs.STORAGE, shapes.params), map_with_path(of_optimizer, shapes.optimizer))
+    return State(specs.shardings(mesh, storage, shapes.params), map_with_path(of_optimizer, shapes.optimizer))
 
 
 def _fresh(config: schema.Config) -> State:

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from mtnlg import spmd
 from mtnlg.core import schema
@@ -33,7 +34,7 @@ def make(config: schema.Config, mesh: Mesh):
             return {
                 "grad": group_norms(grads),
                 "param": group_norms(state.params),
-                "activation": sums["rms_N"] / num_microbatches.astype(sums["rms_N"].dtype),
+                "activation": jnp.sqrt(sums["squares_N"] / num_microbatches.astype(sums["squares_N"].dtype)),
             }
 
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(norms))
@@ -46,4 +47,5 @@ def make(config: schema.Config, mesh: Mesh):
         return State(params, optimizer_state), metrics
 
     # The state leaves as it came; otherwise the second step would be compiled again for the compiler's own choice of sharding.
-    return jax.jit(step, donate_argnums=0, out_shardings=(states.shardings(config, mesh), None))
+    everywhere = NamedSharding(mesh, P())
+    return jax.jit(step, donate_argnums=0, out_shardings=(states.shardings(config, mesh), everywhere))

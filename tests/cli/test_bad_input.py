@@ -187,18 +187,20 @@ def test_a_config_that_gives_none(stderr_of, tmp_path, name, text):
 # The mesh and the data: found out by the programs themselves
 
 
-@pytest.mark.parametrize("axis", ["replica", "pipe", "data", "context", "tensor"])
+@pytest.mark.parametrize("axis", ["pipe", "context"])
 @pytest.mark.parametrize("how", ["--workdir", "--dry_run"])
-def test_a_degree_that_cannot_be_honoured(stderr_of, tmp_path, monkeypatch, axis, how):
+def test_an_axis_that_cannot_be_honoured(stderr_of, tmp_path, monkeypatch, axis, how):
     """Before any device is asked for and any file is written."""
     monkeypatch.setattr(jax, "devices", lambda *_: pytest.fail("a device was asked for"))
-    arguments = [
-        f"--config.mesh.{axis}=2",
-        "--config.train.batch_size=16",
-        "--dry_run" if how == "--dry_run" else f"--workdir={tmp_path / 'run'}",
-    ]
-    line = f"mesh.{axis}=2: this version trains on one device (--config.mesh.{axis}). Try: --config.mesh.{axis}=1"
+    arguments = [f"--config.mesh.{axis}=2", "--dry_run" if how == "--dry_run" else f"--workdir={tmp_path / 'run'}"]
+    line = f"mesh.{axis}=2: this version has no {axis} parallelism yet (--config.mesh.{axis}). Try: --config.mesh.{axis}=1"
     assert stderr_of("train", DEMO, *arguments) == (line, 2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_devices_than_there_are(stderr_of, tmp_path):
+    line, code = stderr_of("train", DEMO, "--config.mesh.data=4", "--config.mesh.tensor=4", f"--workdir={tmp_path / 'run'}")
+    assert code == 2 and line.startswith("mesh.data=4 x mesh.tensor=4 needs 16 devices, and there are 8 (--config.mesh). Try: ")
     assert not (tmp_path / "run").exists()
 
 

@@ -60,7 +60,7 @@ def test_help_names_every_key_with_default_and_meaning(capsys, verb):
         default = "none" if field.default is None else field.default
         at = lines.index(f"  --config.{name}={default}")
         assert lines[at + 1].strip().startswith(field.metadata["help"])
-        assert all(choice in lines[at + 1] for choice in field.metadata["choices"])
+        assert all(str(choice) in lines[at + 1] for choice in field.metadata["choices"])
 
 
 @pytest.mark.parametrize("verb", VERBS)
