@@ -3,6 +3,8 @@
 `DIRECTORY/STEP/` holds Orbax's `params` and `optimizer`, `meta.json` (step, samples, config, ...) and, written last, `MANIFEST.json`:
 size and SHA-256 of every file. A step is built as `STEP.saving` and renamed when its manifest is on disk, so that a folder with a
 plain number is always whole. Orbax restores flipped bits in array data without a word; the manifest does not let it.
+
+In a job of several processes all of them save and restore, each its own shards. Everything else process 0 does, and tells the others.
 """
 
 import contextlib
@@ -18,6 +20,7 @@ import jax
 
 from mtnlg.core.errors import CannotWrite, DataError, MissingInput, MtnlgError, TemporaryFailure
 from mtnlg.core.tree import by_path
+from mtnlg.parallel import processes
 
 MANIFEST = "MANIFEST.json"
 
@@ -38,8 +41,9 @@ class Checkpoints:
         self.wait()
         unfinished = self.directory / f"{step}.saving"
         with _disk_errors(unfinished, {"params": params, "optimizer": optimizer}):
-            shutil.rmtree(unfinished, ignore_errors=True)
-            self.directory.mkdir(parents=True, exist_ok=True)
+            if processes.is_first():  # Orbax lets nobody write before process 0 is here
+                shutil.rmtree(unfinished, ignore_errors=True)
+                self.directory.mkdir(parents=True, exist_ok=True)
             response = ocp.save_checkpointables_async(unfinished.absolute(), {"params": params, "optimizer": optimizer})
         size = {"params": params, "optimizer": optimizer}
         self._worker = threading.Thread(
@@ -51,17 +55,22 @@ class Checkpoints:
         try:
             with _disk_errors(unfinished, num_bytes):
                 response.result()
-                _write(unfinished / "meta.json", json.dumps(meta, indent=1))
-                _write(unfinished / MANIFEST, json.dumps(_manifest(unfinished), indent=1))
-                if final.exists():
-                    final.rename(_unused(self.directory / f"{final.name}.replaced"))
-                unfinished.rename(final)
-                _sync(self.directory)
-                for old in self.steps()[: -self.keep_last]:
-                    _delete(self.directory / str(old))
+                if processes.is_first():
+                    self._publish(unfinished, final, meta)
         except BaseException as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            if processes.is_first():
+                shutil.rmtree(unfinished, ignore_errors=True)
             self._error = error
+
+    def _publish(self, unfinished: pathlib.Path, final: pathlib.Path, meta: dict) -> None:
+        _write(unfinished / "meta.json", json.dumps(meta, indent=1))
+        _write(unfinished / MANIFEST, json.dumps(_manifest(unfinished), indent=1))
+        if final.exists():
+            final.rename(_unused(self.directory / f"{final.name}.replaced"))
+        unfinished.rename(final)
+        _sync(self.directory)
+        for old in self.steps()[: -self.keep_last]:
+            _delete(self.directory / str(old))
 
     def poll(self) -> None:
         """Raises what went wrong in the background since the last call."""
@@ -85,6 +94,10 @@ class Checkpoints:
 
         None when nothing was saved yet. Raises DataError, and moves nothing, when there are steps and all are damaged.
         """
+        name = processes.by_first(lambda: self._newest_good(report))
+        return name and self.directory / name
+
+    def _newest_good(self, report) -> str | None:
         damaged = {}
         for found in (self.directory / str(step) for step in reversed(self.steps())):
             if not (damage := problems(found)):
@@ -92,7 +105,7 @@ class Checkpoints:
                     aside = _unused(self.directory / f"{other.name}.corrupt")
                     other.rename(aside)
                     report(f"checkpoint {other} is damaged ({first}): set aside as {aside.name}")
-                return found
+                return found.name
             damaged[found] = damage[0]
         if damaged:
             raise DataError("every checkpoint is damaged", str(self.directory), "another --workdir, or restore a copy")
@@ -115,7 +128,10 @@ def whole_steps(directory: str | os.PathLike) -> list[int]:
 
 def find(path: str | os.PathLike) -> pathlib.Path:
     """The step folder that `path` means: itself, or the newest of a run or checkpoints folder. Raises MissingInput."""
-    path = pathlib.Path(path).resolve()
+    return pathlib.Path(processes.by_first(lambda: str(_find(pathlib.Path(path).resolve()))))
+
+
+def _find(path: pathlib.Path) -> pathlib.Path:
     if (path / MANIFEST).is_file():
         return path
     for directory in (path / "checkpoints", path):
@@ -142,7 +158,7 @@ def problems(step_dir: pathlib.Path) -> list[str]:
 
 def require_good(step_dir: pathlib.Path) -> None:
     """Raises DataError, naming the file, when a step does not pass its manifest."""
-    if damage := problems(step_dir):
+    if damage := processes.by_first(lambda: problems(step_dir)):
         raise DataError(f"the checkpoint is damaged: {damage[0]}", str(step_dir), "an older step of the same run")
 
 

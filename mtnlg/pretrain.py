@@ -2,12 +2,14 @@
 
 import contextlib
 import math
+import os
 import pathlib
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import jax
 import numpy as np
@@ -19,14 +21,16 @@ from mtnlg.checkpoint import Checkpoints
 from mtnlg.core import config as configs
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError, DataError, MtnlgError
-from mtnlg.corpus import build
+from mtnlg.corpus import build, manifest
+from mtnlg.corpus.manifest import Prepared
 from mtnlg.data import tokenizer as tokenizers
 from mtnlg.data.loader import Heldout, Loader, Prefetcher
 from mtnlg.data.store import Store
 from mtnlg.infer.engine import Engine
 from mtnlg.model import count
 from mtnlg.parallel import mesh as meshes
-from mtnlg.run import curves
+from mtnlg.parallel import processes
+from mtnlg.run import curves, environment
 from mtnlg.run.folder import RunFolder, change_table
 from mtnlg.run.metrics import Metrics
 from mtnlg.run.metrics import read as read_metrics
@@ -53,10 +57,16 @@ class Result(NamedTuple):
 def pretrain(config: schema.Config, workdir: str, overrides: dict) -> Result:
     """Trains until train.num_steps, SIGTERM or SIGINT (which save first), from the newest good checkpoint in `workdir` if there is one.
 
-    Raises any MtnlgError; what is already saved stays.
+    In a job of several processes every process calls this; process 0 writes the files and tells people. All must see the same
+    `workdir`. Raises any MtnlgError; what is already saved stays.
     """
-    mesh = meshes.make(config.mesh)
-    with RunFolder(workdir) as folder, Run(config, folder, mesh, overrides) as run:
+    same = {name: str(value) for name, value in configs.to_flat(config).items()} | environment.versions()
+    processes.require_same(same, "the same command and the same packages for every process")
+    mesh, folder = meshes.make(config.mesh), RunFolder(workdir)
+    with contextlib.ExitStack() as stack:
+        processes.by_first(lambda: str(stack.enter_context(folder).path))
+        processes.require_same({f"the owner of {workdir}": folder.owner()}, "a --workdir on a file system that every process sees")
+        run = stack.enter_context(Run(config, folder, mesh, overrides))
         return run.train()
 
 
@@ -66,19 +76,21 @@ class Run:
     def __init__(self, config: schema.Config, folder: RunFolder, mesh: Mesh, overrides: dict):
         self.config, self.folder, self.mesh, self.overrides = config, folder, mesh, overrides
         self.path = path = folder.path
-        self.prepared = build.prepare(config, config.data.directory or path / "data")
+        self.prepared = self.prepare(pathlib.Path(config.data.directory or path / "data"))
         self.tokenizer = tokenizers.load(self.prepared.tokenizer)
+        same = {"the prepared text": str(self.prepared), "the tokenizer": self.tokenizer.sha256}
+        processes.require_same(same, "a data.directory on a file system that every process sees")
         self.require_room_for_samples()
         self.checkpoints = Checkpoints(path / "checkpoints", config.checkpoint.keep_last)
         self.engine: Engine | None = None
-        self.peak_flops_per_sec = peak.best_gemm_flops_per_sec(config.train.compute_dtype)
+        self.peak_flops_per_sec = self.measure_peak()
         self.flops_per_token = count.flops_per_token(config.model)
         self.score = evaluate.program(config, mesh)
         self.clock = StepClock()
 
     def __enter__(self) -> "Run":
-        self.metrics = Metrics(self.path / "metrics.jsonl", tensorboard=self.config.log.tensorboard)
-        self.samples = Metrics(self.path / "samples.jsonl")
+        self.metrics = Metrics(self.record_of("metrics"), tensorboard=self.config.log.tensorboard and processes.is_first())
+        self.samples = Metrics(self.record_of("samples"))
         return self
 
     def __exit__(self, kind, *_) -> None:
@@ -92,24 +104,24 @@ class Run:
 
     def train(self) -> Result:
         config = self.config
-        self.checkpoints.clear_unfinished()
+        processes.by_first(self.checkpoints.clear_unfinished)
         state, position = self.restore()
-        self.keep_tokenizer()
-        if changed := self.folder.record(config, self.overrides):  # only now: a refused start leaves no trace
-            print(f"the config differs from the last start of this run:\n{change_table(changed)}")
+        processes.by_first(self.keep_tokenizer)
+        processes.by_first(self.record_start)  # only now: a refused start leaves no trace
         self.metrics.cut(position.step)
         self.samples.cut(position.step)
         last, heldout, written = config.train.num_steps, {}, []
-        with Progress(last, position.step, config.log.every_steps) as progress, stop_signals() as stopped:
+        stop = processes.Agreement()
+        with self.screen() as screen, Progress(last, position.step, config.log.every_steps, screen) as progress, stop_signals() as stopped:
             self.progress = progress
             progress.note(self.headline(position))
             with self.batches(position) as batches:
                 program = steps.make(config, self.mesh)
-                hooks = {"on_report": self.report, "on_step": self.beside, "should_stop": lambda: bool(stopped)}
+                hooks = {"on_report": self.report, "on_step": self.beside, "should_stop": lambda: stop.agree(bool(stopped))}
                 state, position = loop.run(config, program, state, position, batches, **hooks)
             finished = position.step >= last
             self.checkpoints.wait()
-            if position.step not in self.checkpoints.steps():
+            if processes.by_first(lambda: position.step not in self.checkpoints.steps()):
                 self.save(state, position)
             if finished:
                 heldout = self.evaluate(state, position, None)
@@ -117,11 +129,33 @@ class Run:
             self.checkpoints.wait()
             progress.note(f"{'finished' if finished else 'stopped, to be continued'} at step {position.step}, saved in {self.path}")
         if finished:
-            picture = curves.draw(self.path / "metrics.jsonl")
-            print(f"{picture}; samples in {self.path / 'samples.jsonl'}; python -m mtnlg generate --workdir={self.path} --prompt=TEXT")
-            self.peak_flops_per_sec = max(self.peak_flops_per_sec, peak.best_gemm_flops_per_sec(config.train.compute_dtype))
+            processes.by_first(self.draw_curves)
+            self.peak_flops_per_sec = max(self.peak_flops_per_sec, self.measure_peak())
         num_bytes = sum(source.heldout.num_bytes for source in self.prepared.sources)
         return Result(position, finished, heldout, num_bytes, written, self.clock.median_rate(), self.peak_flops_per_sec)
+
+    def prepare(self, directory: pathlib.Path) -> Prepared:
+        processes.by_first(lambda: str(build.prepare(self.config, directory)))
+        return manifest.load(directory)
+
+    def measure_peak(self) -> float:
+        return processes.by_first(lambda: peak.best_gemm_flops_per_sec(self.config.train.compute_dtype))
+
+    def record_of(self, name: str) -> str:
+        """The file that lines about this run go to; those of other processes than the first go nowhere."""
+        return str(self.path / f"{name}.jsonl") if processes.is_first() else os.devnull
+
+    def screen(self) -> contextlib.AbstractContextManager[TextIO]:
+        """Standard output; of other processes than the first, nothing is to be seen."""
+        return contextlib.nullcontext(sys.stdout) if processes.is_first() else open(os.devnull, "w")
+
+    def record_start(self) -> None:
+        if changed := self.folder.record(self.config, self.overrides):
+            print(f"the config differs from the last start of this run:\n{change_table(changed)}")
+
+    def draw_curves(self) -> None:
+        picture = curves.draw(self.path / "metrics.jsonl")
+        print(f"{picture}; samples in {self.path / 'samples.jsonl'}; python -m mtnlg generate --workdir={self.path} --prompt=TEXT")
 
     def headline(self, position: Position) -> str:
         parameters = count.num_params(self.config.model)
@@ -285,7 +319,7 @@ class Run:
 
     def is_recorded(self, name: str, position: Position, field: str) -> bool:
         """Whether `NAME.jsonl` has a line of this step with this field: a finished run that is started again adds nothing."""
-        return any(line["step"] == position.step and field in line for line in read_metrics(self.path / f"{name}.jsonl"))
+        return any(line["step"] == position.step and field in line for line in read_metrics(self.record_of(name)))
 
     def save(self, state: State, position: Position) -> None:
         meta = position._asdict() | {"config": configs.to_nested(self.config), "tokenizer_sha256": self.tokenizer.sha256}

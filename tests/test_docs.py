@@ -14,7 +14,7 @@ from mtnlg.cli import demo, keys
 from mtnlg.cli import main as cli
 from mtnlg.core import config as configs
 from mtnlg.core import schema, validate
-from mtnlg.core.errors import MtnlgError
+from mtnlg.core.errors import ConfigError, MtnlgError
 
 ROOT = pathlib.Path(__file__).parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -106,6 +106,12 @@ def _check_arguments(verb: str, options: argparse.Namespace, rest: list[str]) ->
     explained = getattr(options, "explain", None)
     if explained:
         keys.describe(explained)
+    if verb == "launch":
+        started = rest[rest.index("--") + 1 :] if "--" in rest else rest
+        found = _problems_of_verb(started)
+        if found:
+            raise ConfigError(found[0])
+        return
     if not rest and (explained or verb == "generate"):
         return
     named = any(argument.startswith(f"{configs.PREFIX}=") for argument in rest)
@@ -209,6 +215,10 @@ WRONG = {
     "a key over a continued line": ("```bash\nmtnlg train --config=runs/a/config.json \\\n  --config.tain.x=1\n```\n", "no key 'tain.x'"),
     "an option": ("```bash\nmtnlg generate --workdir=runs/demo --prompt=a --top=3\n```\n", "--top=3"),
     "an option's value": ("```bash\nmtnlg generate --workdir=runs/demo --prompt=a --top_k=few\n```\n", "invalid int value"),
+    "a key of a launched command": (
+        "```bash\nmtnlg launch local --processes=2 -- train --config=configs/demo.py --config.train.num_step=1\n```\n",
+        "no key 'train.num_step'",
+    ),
     "a key to explain": ("```bash\nmtnlg config --explain=train.steps\n```\n", "no key 'train.steps'"),
     "the second command of a line": ("```bash\ncd x && mtnlg tain\n```\n", "no verb tain"),
     "a target": ("```bash\nmake dmo\n```\n", "no target dmo"),

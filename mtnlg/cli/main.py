@@ -7,11 +7,13 @@ import sys
 import traceback
 
 from mtnlg.core.errors import ConfigError, MtnlgError
+from mtnlg.launch import processes
 
 VERBS = {
     "train": "pretrain a model; started again with the same --workdir it goes on",
     "generate": "continue a prompt with a trained model",
     "config": "print, explain and compare configs",
+    "launch": "start a training job in several processes",
     "demo": "train a small model on this Python's own library and show what it learnt",
 }
 
@@ -19,21 +21,29 @@ VERBS = {
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    arguments = [a for a in arguments if a != "--debug"]
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments  # after it comes the command that `launch` starts
+    debug = "--debug" in own
     try:
-        return _run(arguments)
+        return _run([a for a in own if a != "--debug"] + arguments[len(own) :])
     except MtnlgError as error:
         if debug:
             traceback.print_exc()
         print(f"mtnlg: error: {error}", file=sys.stderr)
-        return error.exit_code
+        code = error.exit_code
     except KeyboardInterrupt:
         print("mtnlg: stopped", file=sys.stderr)
-        return 130
+        code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        code = 0
+    except Exception:
+        if not processes.in_job():
+            raise
+        traceback.print_exc()
+        code = 1
+    if code and processes.in_job():
+        processes.leave(code)
+    return code
 
 
 def _run(arguments: list[str]) -> int:

@@ -1,14 +1,21 @@
-"""What must be set before jax is imported."""
+"""What must be set before jax is imported, and joining the job that this process belongs to."""
 
 import os
 
 from mtnlg.core import schema
-from mtnlg.launch import allocator
+from mtnlg.launch import allocator, processes
 
 
 def prepare(config: schema.Config | None = None) -> None:
-    """Keeps freed pages (CPU steps fault in their temporaries again otherwise), quiets start-up noise, allows float64 where asked for."""
+    """Keeps freed pages (CPU steps fault in their temporaries again otherwise), quiets start-up noise, allows float64 where asked for.
+
+    In one of several processes (`mtnlg launch`, a cluster) it waits for the others, and raises what `parallel.processes.join` raises.
+    """
     allocator.keep_freed_pages()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if config is not None and config.train.param_dtype == "float64":
         os.environ["JAX_ENABLE_X64"] = "1"
+    if job := processes.of_environment():
+        from mtnlg.parallel.processes import join
+
+        join(*job, processes.join_secs())

@@ -18,9 +18,12 @@ def run(options: argparse.Namespace, config_arguments: list[str]) -> int:
     config = configs.resolve(config_arguments)
     runtime.prepare(config)
     if options.dry_run:
+        from mtnlg.parallel import processes
         from mtnlg.train import dry_run
 
-        print(dry_run.describe(config))
+        description = dry_run.describe(config)
+        if processes.is_first():
+            print(description)
         return 0
     if not options.workdir:
         raise ConfigError("no folder is named for the run", "command line", "--workdir=runs/NAME")

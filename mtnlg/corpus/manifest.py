@@ -3,6 +3,7 @@
 `manifest.json` is written last and at once: a directory without it is half-finished, one with it is whole.
 """
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -95,12 +96,10 @@ def read(directory: pathlib.Path, wanted: dict) -> Prepared | None:
 
     Raises ConfigError when it was shaped by something else than `wanted`, naming what, and DataError when the manifest is damaged.
     """
-    path = directory / FILE
-    if not path.exists():
+    if not (directory / FILE).exists():
         return None
-    try:
-        content = json.loads(path.read_text())
-        held = content["fingerprint"]
+    with _damage_named(directory):
+        held = json.loads((directory / FILE).read_text())["fingerprint"]
         differing = [
             f"{key} is {_show(held.get(key))} there, {_show(wanted.get(key))} now"
             for key in held | wanted
@@ -109,9 +108,26 @@ def read(directory: pathlib.Path, wanted: dict) -> Prepared | None:
         if differing:
             cure = f"another data.directory, or delete {directory}"
             raise ConfigError(f"other tokens are prepared there: {'; '.join(differing)}", str(directory), cure)
+    return load(directory)
+
+
+def load(directory: pathlib.Path) -> Prepared:
+    """What the directory holds, whatever shaped it: for the processes that `prepare` did not run in. Raises MissingInput, DataError."""
+    with _damage_named(directory):
+        try:
+            content = json.loads((directory / FILE).read_text())
+        except OSError as error:
+            cure = "a folder that every process of the job sees"
+            raise MissingInput(f"no prepared tokens here: {error.strerror}", str(directory), cure) from None
         return Prepared(directory / content["tokenizer"], tuple(_source(directory, **entry) for entry in content["sources"]))
+
+
+@contextlib.contextmanager
+def _damage_named(directory: pathlib.Path):
+    try:
+        yield
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"the manifest is damaged: {error!r}", str(path), f"delete {directory} and start again") from None
+        raise DataError(f"the manifest is damaged: {error!r}", str(directory / FILE), f"delete {directory} and start again") from None
 
 
 def _source(directory: pathlib.Path, name: str, train: dict, heldout: dict, drops: dict) -> PreparedSource:

@@ -30,6 +30,11 @@ def snapshot() -> dict:
     }
 
 
+def versions() -> dict[str, str]:
+    """What has to be the same in every process of a job."""
+    return {"mtnlg": mtnlg.__version__, "python": platform.python_version()} | {name: str(_version(name)) for name in PACKAGES}
+
+
 def now() -> str:
     """The time in UTC, ISO 8601 to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

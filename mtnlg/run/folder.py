@@ -55,6 +55,13 @@ class RunFolder:
         except OSError as error:
             raise write_error(error, self.path / "lock") from error
 
+    def owner(self) -> str:
+        """Who holds the folder, as its lock file says here; a process on another file system sees somebody else, or nobody."""
+        try:
+            return (self.path / "lock").read_text().strip()
+        except OSError:
+            return "nobody"
+
     def record(self, config: schema.Config, overrides: dict) -> dict[str, tuple]:
         """Writes `config.json`, `overrides.json` and `environment.json`; returns {key: (before, now)} where a resumed run's config changed.
 

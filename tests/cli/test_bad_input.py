@@ -65,6 +65,34 @@ USAGE = {
         ["generate", "--prompt=a", "--temperature=hot"],
         "argument --temperature: invalid float value: 'hot' (command line). Try: mtnlg generate --help",
     ),
+    "a job of no process": (
+        ["launch", "local", "--processes=0", "--", "train"],
+        "--processes=0 must be at least 1 (command line). Try: --processes=2",
+    ),
+    "processes without devices": (
+        ["launch", "local", "--processes=2", "--devices=0", "--", "train"],
+        "--devices=0 must be at least 1 (command line). Try: --devices=2",
+    ),
+    "a job without a number": (
+        ["launch", "local", "--", "train"],
+        "the following arguments are required: --processes (command line). Try: mtnlg launch --help",
+    ),
+    "a job elsewhere": (
+        ["launch", "moon", "--processes=2"],
+        "argument where: invalid choice: 'moon' (choose from 'local') (command line). Try: mtnlg launch --help",
+    ),
+    "a job of nothing": (
+        ["launch", "local", "--processes=2"],
+        "launch starts train, not nothing (command line). Try: -- train --config=FILE --workdir=DIR at its end",
+    ),
+    "a job that is no training": (
+        ["launch", "local", "--processes=2", "--", "generate", "--prompt=a"],
+        "launch starts train, not generate (command line). Try: -- train --config=FILE --workdir=DIR at its end",
+    ),
+    "an unknown argument of launch": (
+        ["launch", "local", "--processes=2", "--device=4", "--", "train"],
+        "unknown argument '--device=4' (command line). Try: mtnlg launch --help",
+    ),
     "a demo of two sources": (
         ["demo", "--config.data.source=a,b"],
         "the demo compares models on one source (data.source). Try: mtnlg train for several",

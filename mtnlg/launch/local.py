@@ -1,0 +1,121 @@
+"""One job of several processes on this machine: starts them, passes signals on, and ends all when one fails."""
+
+import contextlib
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+from mtnlg.launch import processes
+from mtnlg.launch.processes import Job
+
+GRACE_SECS = 5.0  # between SIGTERM and SIGKILL, for the others when one process failed
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run(command: list[str], num_processes: int, num_devices: int | None = None) -> int:
+    """Runs `command` num_processes times as one job; returns 0, or the exit code of the process that failed first.
+
+    num_devices: virtual CPU devices of each process; None: whatever jax finds. Process 0 writes as if it were alone, the lines of
+    the others begin with `[1] `, `[2] `, ... A first SIGINT, SIGTERM or SIGHUP goes to every process, a second one ends them.
+    """
+    coordinator, children, copiers, ended = f"127.0.0.1:{_free_port()}", [], [], queue.SimpleQueue()
+    with _forwarding(children):
+        try:
+            for number in range(num_processes):
+                environment = _environment(Job(coordinator, num_processes, number), num_devices)
+                children.append(_start(command, environment) if number == 0 else _start_piped(command, environment))
+                _thread(_tell_end, children[-1], number, ended)
+                if number:
+                    pipes = ((children[-1].stdout, sys.stdout), (children[-1].stderr, sys.stderr))
+                    copiers += [_thread(_copy, pipe, target, f"[{number}] ") for pipe, target in pipes]
+            for _ in children:
+                if code := children[failed := ended.get()].returncode:
+                    break
+        finally:
+            _end(children)
+    for copier in copiers:
+        copier.join()
+    if code:
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        print(f"mtnlg: process {failed} of {num_processes} {how}; the others were ended", file=sys.stderr, flush=True)
+    return code if code >= 0 else 128 - code  # as a shell says it
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _environment(job: Job, num_devices: int | None) -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if name != processes.CLUSTER} | job.environment()
+    environment["JAX_COORDINATOR_BIND_ADDRESS"] = job.coordinator  # otherwise it would listen on every network of this machine
+    if num_devices is not None:
+        flags = [flag for flag in environment.get("XLA_FLAGS", "").split() if "xla_force_host_platform_device_count" not in flag]
+        environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(num_devices), "XLA_FLAGS": " ".join(flags)}
+    return environment
+
+
+def _start(command: list[str], environment: dict[str, str], **output) -> subprocess.Popen:
+    """In a process group of its own: a terminal's Ctrl-C comes through the launcher only, and thus once."""
+    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, process_group=0, **output)
+
+
+def _start_piped(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
+    unbuffered = environment | {"PYTHONUNBUFFERED": "1"}  # lines come when they are written, and a killed process loses none
+    return _start(command, unbuffered, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
+
+
+def _thread(function, *arguments) -> threading.Thread:
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def _tell_end(child: subprocess.Popen, number: int, ended: queue.SimpleQueue) -> None:
+    child.wait()
+    ended.put(number)
+
+
+def _copy(pipe, target, prefix: str) -> None:
+    for line in pipe:
+        with contextlib.suppress(OSError, ValueError):  # nobody reads any more: go on, or the process would block on its pipe
+            print(prefix + line.rstrip("\n") + "\n", end="", file=target, flush=True)  # in one piece, between other lines
+
+
+@contextlib.contextmanager
+def _forwarding(children: list[subprocess.Popen]) -> Iterator[None]:
+    received = []
+
+    def forward(number, frame):
+        received.append(number)
+        if len(received) == 1:
+            for child in children:
+                child.send_signal(number)
+        elif len(received) == 2:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(children: list[subprocess.Popen]) -> None:
+    deadline = time.monotonic() + GRACE_SECS
+    for child in children:
+        child.terminate()
+    for child in children:
+        try:
+            child.wait(max(deadline - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()

@@ -1,0 +1,128 @@
+"""One job of several processes: who is first, saying the same, and stopping together. In a process on its own all of it is free.
+
+Words go through the key-value store of jax's coordinator, not over the devices: process 0 may prepare a corpus for hours while the
+others wait, and a collective would give up. Every process makes the same calls in the same order, in its main thread.
+"""
+
+import itertools
+import json
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax._src.distributed import global_state  # the store has no public name; Orbax takes it from here too
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mtnlg.core import errors
+from mtnlg.core.errors import ConfigError, MtnlgError, TemporaryFailure
+
+_PATIENCE_MS = 7 * 24 * 3600 * 1000  # a process that dies ends the waiting of the others, by jax's heartbeat
+_GOODBYE_MS = 10_000
+_calls = itertools.count()
+
+
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None, secs: int) -> None:
+    """Becomes one of several processes and says which; the arguments as in `launch.processes.Job`. Call it before jax has devices.
+
+    Raises TemporaryFailure when the others are not there after `secs`, ConfigError when no cluster is found.
+    """
+    # jax's own SIGTERM handler would swallow the signal until training looks for it; `Agreement` takes its place.
+    jax.config.update("jax_enable_preemption_service", False)
+    told = {"cluster_detection_method": "deactivate"} if coordinator else {}
+    where = coordinator or "the cluster's coordinator"
+    # When its own time is up jax aborts the process. So it has longer, and its thread is left behind.
+    started = ThreadPoolExecutor(1).submit(
+        jax.distributed.initialize, coordinator, num_processes, process_id, initialization_timeout=secs + 600, **told
+    )
+    try:
+        started.result(secs)
+    except TimeoutError:
+        cure = "starting every process, with this address reachable from each, or a longer MTNLG_JOIN_SECS"
+        raise TemporaryFailure(f"the processes of the job did not meet within {secs} s", where, cure) from None
+    except ValueError as error:
+        cure = "MTNLG_COORDINATOR, MTNLG_NUM_PROCESSES and MTNLG_PROCESS_ID"
+        raise ConfigError(f"no cluster is found: {error}", "MTNLG_DISTRIBUTED=1", cure) from error
+    except RuntimeError as error:
+        raise TemporaryFailure(f"the job cannot start: {str(error).splitlines()[0]}", where, "another port") from error
+    print(
+        f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: "
+        f"{jax.local_device_count()} of {jax.device_count()} {jax.default_backend()} devices",
+        flush=True,
+    )
+
+
+def is_first() -> bool:
+    """Whether this process writes files and talks to people."""
+    return jax.process_index() == 0
+
+
+def by_first(action: Callable):
+    """What `action` gives in process 0, in every process; a JSON value. Nobody else runs it. An MtnlgError is raised everywhere."""
+    if jax.process_count() == 1:
+        return action()
+    store, key = global_state.client, f"mtnlg/{next(_calls)}"
+    if is_first():
+        try:
+            answer = {"value": action()}
+        except MtnlgError as error:
+            answer = {"error": type(error).__name__, "said": [error.what, error.where, error.cure]}
+        store.key_value_set(key, json.dumps(answer))
+    else:
+        answer = json.loads(store.blocking_key_value_get(key, _PATIENCE_MS))
+    if "error" in answer:
+        store.wait_at_barrier(key, _GOODBYE_MS)  # the store ends with process 0: everybody has read when it goes on
+        raise getattr(errors, answer["error"])(*answer["said"])
+    return answer["value"]
+
+
+def require_same(said: dict[str, str], cure: str) -> None:
+    """Raises ConfigError in every process, naming what differs and where, unless all of them say the same."""
+    if jax.process_count() == 1:
+        return
+    store, key = global_state.client, f"mtnlg/{next(_calls)}"
+    store.key_value_set(f"{key}/{jax.process_index()}", json.dumps(said))
+    store.wait_at_barrier(key, _PATIENCE_MS)
+
+    def compare() -> None:
+        told = {int(name.rpartition("/")[2]): json.loads(text) for name, text in store.key_value_dir_get(key)}
+        if found := differences(told):
+            more = f", and {len(found) - 3} more differences" if len(found) > 3 else ""
+            raise ConfigError(f"the processes of the job differ: {'; '.join(found[:3])}{more}", f"{len(told)} processes", cure)
+
+    by_first(compare)
+
+
+def differences(told: dict[int, dict[str, str]]) -> list[str]:
+    """What each process says otherwise than process 0."""
+    first = told[0]
+    return [
+        f"{name} is {said.get(name)} in process {process} and {first.get(name)} in process 0"
+        for process, said in sorted(told.items())
+        for name in first | said
+        if said.get(name) != first.get(name)
+    ]
+
+
+class Agreement:
+    """Whether any process has said yes, so that all stop after the same step.
+
+    In a job the answer is that of the call before: to read this one's at once would make the devices wait for the host.
+    """
+
+    def __init__(self):
+        mesh = Mesh(np.asarray(jax.devices()), ("all",))
+        self._each = NamedSharding(mesh, P("all"))
+        self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, P()))
+        self._before = False
+
+    def agree(self, yes: bool) -> bool:
+        """Call it in every process, as often in each."""
+        if jax.process_count() == 1:
+            return yes
+        votes = jax.make_array_from_callback((self._each.mesh.size,), self._each, lambda _: np.array([yes]))
+        answer, self._before = self._before, self._any(votes)
+        return bool(answer)
