@@ -109,13 +109,15 @@ def own_groups(model: schema.Model, params: dict, shard: TensorShard) -> dict:
     return map_with_path(of, params)
 
 
-def _saved(primitive, *_, **__) -> bool:
+def _saved(primitive, *_, **parameters) -> bool:
     """The policy of a block that gathers: everything is saved but what was gathered, which is gathered again for the backward.
 
     That holds for weights (ZeRO-3) and for activations of all places (Korthikanti et al. 2022, section 4.2.2). A reshape of a weight is
     as large as the weight; one of an activation costs nothing to make again.
     """
-    return primitive.name not in ("all_gather", "reshape")
+    if primitive.name == "custom_vjp_call":  # the pairs of core/collectives.py
+        return not any(equation.primitive.name == "all_gather" for equation in parameters["call_jaxpr"].eqns)
+    return primitive.name != "reshape"
 
 
 def hidden(
