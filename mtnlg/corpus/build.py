@@ -7,11 +7,10 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
-from mtnlg.core import schema
+from mtnlg.core import files, schema
 from mtnlg.core.errors import ConfigError, DataError
 from mtnlg.corpus import manifest, split
 from mtnlg.corpus.manifest import Prepared, PreparedSource, PreparedStore
-from mtnlg.data import files
 from mtnlg.data import tokenizer as tokenizers
 from mtnlg.data.store import Store, StoreWriter, paths
 from mtnlg.data.tokenizer import Tokenizer
@@ -38,8 +37,7 @@ def prepare(config: schema.Config, directory: str | pathlib.Path, *, progress: b
         _require_whole(prepared, directory)
         say(f"{directory}: already prepared, used as it is ({_describe(prepared.sources)})")
         return prepared
-    with files.translate_errors(directory, 0):
-        directory.mkdir(parents=True, exist_ok=True)
+    files.make_folder(directory)
     surveys = [split.survey(source, config.data) for source in config.data.source]
     if given:
         tokenizer, path = given, given.save(directory / "tokenizer")

@@ -7,10 +7,9 @@ import pathlib
 import socket
 
 from mtnlg.core import config as config_files
-from mtnlg.core import schema
+from mtnlg.core import files, schema
 from mtnlg.core.errors import CannotWrite, ConfigError, DataError, MissingInput
 from mtnlg.run import environment
-from mtnlg.run.files import write_atomic, write_error
 
 CONFIG = "config.json"
 
@@ -26,11 +25,9 @@ class RunFolder:
         self.path = pathlib.Path(workdir)
 
     def __enter__(self) -> "RunFolder":
-        try:
+        with files.writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise write_error(error, self.path) from error
         try:
             self._take_lock()
         except BaseException:
@@ -49,11 +46,9 @@ class RunFolder:
             raise CannotWrite(f"this run is being written by {owner}", str(self.path), "stop it first, or another --workdir") from None
         except OSError as error:
             raise CannotWrite(f"this folder cannot be locked: {error.strerror}", str(self.path), "--workdir on a local disk") from error
-        try:
+        with files.writing(self.path / "lock"):
             os.ftruncate(self._lock, 0)
             os.pwrite(self._lock, f"{os.getpid()}@{socket.gethostname()} since {environment.now()}\n".encode(), 0)
-        except OSError as error:
-            raise write_error(error, self.path / "lock") from error
 
     def record(self, config: schema.Config, overrides: dict) -> dict[str, tuple]:
         """Writes `config.json`, `overrides.json` and `environment.json`; returns {key: (before, now)} where a resumed run's config changed.
@@ -97,17 +92,13 @@ def change_table(changed: dict[str, tuple]) -> str:
 
 
 def _write_and_keep_old(path: pathlib.Path, text: str) -> None:
-    try:
-        before = path.read_bytes()
-    except FileNotFoundError:
-        before = None
-    except OSError as error:
-        raise write_error(error, path) from error
+    with files.writing(path):
+        before = path.read_bytes() if path.exists() else None
     if before == text.encode():
         return
     if before is not None:
         number = 1
         while (old := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
             number += 1
-        write_atomic(old, before)
-    write_atomic(path, text)
+        files.write_atomic(old, before)
+    files.write_atomic(path, text)

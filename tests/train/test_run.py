@@ -14,6 +14,7 @@ import pytest
 
 from mtnlg import checkpoint, pretrain
 from mtnlg.core import config as configs
+from mtnlg.core import files
 from mtnlg.core.errors import CannotWrite, DataError, NumericalError, TemporaryFailure
 from mtnlg.run import metrics
 
@@ -175,7 +176,12 @@ def test_what_an_interrupted_save_or_deletion_left_is_cleared(resolve, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"), [(PermissionError(13, "Permission denied"), CannotWrite), (TypeError("not JSON serializable"), TypeError)]
+    ("error", "kind"),
+    [
+        (PermissionError(13, "Permission denied"), CannotWrite),
+        (TypeError("not JSON serializable"), TypeError),
+        (ValueError("RESOURCE_EXHAUSTED: writing 5 bytes"), TemporaryFailure),
+    ],
 )
 def test_only_a_full_disk_is_temporary(error, kind, tmp_path):
     with pytest.raises(kind), checkpoint._disk_errors(tmp_path, 24):
@@ -220,16 +226,15 @@ def test_one_compile_for_the_whole_ramp_and_accumulation_counts(resolve, tmp_pat
 
 def test_a_full_disk_leaves_the_older_checkpoint(resolve, tmp_path, monkeypatch):
     """The manifest of the second checkpoint meets a full disk."""
-    original, calls = checkpoint._write, []
+    original = files.write_synced
 
     def write(path, text):
-        calls.append(path)
         if path.parent.name == "6.saving":
             raise OSError(28, "No space left on device")
         original(path, text)
 
-    monkeypatch.setattr(checkpoint, "_write", write)
-    with pytest.raises(TemporaryFailure, match=r"disk is full .*6\.saving.*free \d+ bytes"):
+    monkeypatch.setattr(files, "write_synced", write)
+    with pytest.raises(TemporaryFailure, match=r"no room to write.*\d+ bytes at least are needed.*6\.saving"):
         pretrain.pretrain(resolve(), str(tmp_path), {})
     assert checkpoint.whole_steps(tmp_path / "checkpoints") == [3]
     assert checkpoint.problems(tmp_path / "checkpoints" / "3") == []
