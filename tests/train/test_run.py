@@ -13,27 +13,9 @@ import numpy as np
 import pytest
 
 from mtnlg import checkpoint, pretrain
-from mtnlg.core import config as configs
 from mtnlg.core import files
 from mtnlg.core.errors import CannotWrite, DataError, NumericalError, TemporaryFailure
 from mtnlg.run import metrics
-
-TINY = {
-    "model.num_layers": "1",
-    "model.d_model": "16",
-    "model.num_heads": "2",
-    "model.seq_len": "16",
-    "model.vocab_size": "300",
-    "train.batch_size": "4",
-    "train.num_steps": "6",
-    "optimizer.learning_rate": "0.01",
-    "checkpoint.every_steps": "3",
-    "checkpoint.keep_last": "9",
-    "log.every_steps": "1",
-    "log.tensorboard": "false",
-    "sample.max_new_tokens": "4",
-    "data.heldout_fraction": "0.2",
-}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +26,6 @@ def source(tmp_path_factory):
     random = np.random.default_rng(0)
     lines = [json.dumps({"text": " ".join(random.choice(words, 60))}) for _ in range(40)]
     (folder / "docs.jsonl").write_text("\n".join(lines))
-    (folder / "default.json").write_text("{}")
     return folder
 
 
@@ -53,15 +34,9 @@ def prepared(source, tmp_path_factory):
     return tmp_path_factory.mktemp("tokens")
 
 
-@pytest.fixture
-def resolve(source, prepared):
-    def resolved(**changes):
-        values = TINY | {"data.source": str(source / "docs.jsonl"), "data.directory": str(prepared)}
-        values |= {name.replace("__", "."): value for name, value in changes.items()}
-        arguments = [f"--config={source / 'default.json'}", *(f"--config.{name}={value}" for name, value in values.items())]
-        return configs.resolve(arguments)
-
-    return resolved
+@pytest.fixture(scope="module")
+def resolve(tiny, source, prepared):
+    return lambda **changes: tiny(**{"data__source": str(source / "docs.jsonl"), "data__directory": str(prepared)} | changes)
 
 
 def arrays(workdir, step):
@@ -84,12 +59,10 @@ def losses(workdir):
 
 
 @pytest.fixture(scope="module")
-def whole(source, prepared, tmp_path_factory):
+def whole(resolve, tmp_path_factory):
     """A run of six steps without a stop."""
     workdir = tmp_path_factory.mktemp("whole")
-    values = TINY | {"data.source": str(source / "docs.jsonl"), "data.directory": str(prepared)}
-    config = configs.resolve([f"--config={source / 'default.json'}", *(f"--config.{n}={v}" for n, v in values.items())])
-    pretrain.pretrain(config, str(workdir), {})
+    pretrain.pretrain(resolve(), str(workdir), {})
     return workdir
 
 
