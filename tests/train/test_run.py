@@ -66,7 +66,7 @@ def whole(resolve, tmp_path_factory):
     return workdir
 
 
-def test_three_steps_and_three_more_are_six_bit_for_bit(whole, resolve, tmp_path, monkeypatch):
+def test_three_steps_and_three_more_are_six_bit_for_bit(whole, resolve, tmp_path, monkeypatch, capfd):
     """The first start is stopped by SIGTERM after three steps; the second finds its own way."""
     seen = []
     original = pretrain.Run.report
@@ -80,6 +80,7 @@ def test_three_steps_and_three_more_are_six_bit_for_bit(whole, resolve, tmp_path
     monkeypatch.setattr(pretrain.Run, "report", stop_at_three)
     stopped = pretrain.pretrain(resolve(), str(tmp_path), {})
     assert (stopped.finished, stopped.position.step) == (False, 3)
+    assert capfd.readouterr().err.count(f"mtnlg: SIGTERM: {pretrain.STOPS}; a second signal ends it at once") == 1
     finished = pretrain.pretrain(resolve(), str(tmp_path), {})
     assert finished.finished
     assert seen == [1, 2, 3, 4, 5, 6]
@@ -139,6 +140,22 @@ def test_stopped_at_a_step_that_is_being_saved_saves_it_once(resolve, tmp_path, 
     monkeypatch.setattr(checkpoint.Checkpoints, "save", save)
     pretrain.pretrain(resolve(), str(tmp_path), {})
     assert saved == [3]
+
+
+def test_a_signal_before_the_first_step_saves_too(resolve, tmp_path, monkeypatch, capfd):
+    original = pretrain.steps.make
+    monkeypatch.setattr(pretrain.steps, "make", lambda *arguments: [original(*arguments), signal.raise_signal(signal.SIGINT)][0])
+    assert pretrain.pretrain(resolve(), str(tmp_path), {}).position.step == 0
+    assert checkpoint.whole_steps(tmp_path / "checkpoints") == [0]
+    assert f"mtnlg: SIGINT: {pretrain.STOPS}" in capfd.readouterr().err
+
+
+def test_a_signal_during_the_final_evaluation_lets_it_end(resolve, tmp_path, monkeypatch, capfd):
+    original = pretrain.Run.evaluate
+    monkeypatch.setattr(pretrain.Run, "evaluate", lambda *arguments: [signal.raise_signal(signal.SIGTERM), original(*arguments)][1])
+    result = pretrain.pretrain(resolve(), str(tmp_path), {})
+    assert result.finished and result.heldout
+    assert f"mtnlg: SIGTERM: {pretrain.ENDS}" in capfd.readouterr().err
 
 
 def test_what_an_interrupted_save_or_deletion_left_is_cleared(resolve, tmp_path):
