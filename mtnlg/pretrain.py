@@ -134,7 +134,7 @@ class Run:
         tokens = schedule.final_position(self.config).tokens
         origin = f"goes on at step {position.step}" if position.step else "starts"
         if position.step >= self.config.train.num_steps:
-            origin = f"was finished at step {position.step} already (a larger train.num_steps goes on)"
+            origin = f"was finished at step {position.step} already (a larger --config.train.num_steps goes on)"
         device = jax.devices()[0]
         return (
             f"{self.config.name}: {parameters:,} parameters, {tokens:,} tokens in {self.config.train.num_steps} steps, {origin}, on "
@@ -160,7 +160,9 @@ class Run:
     def require_same_tokenizer(self, step_dir: pathlib.Path) -> None:
         if checkpoint.meta(step_dir)["tokenizer_sha256"] != self.tokenizer.sha256:
             raise DataError(
-                "the checkpoint was trained with another tokenizer", str(step_dir), f"data.tokenizer={step_dir.parent.parent}/tokenizer"
+                "the checkpoint was trained with another tokenizer",
+                str(step_dir),
+                f"--config.data.tokenizer={step_dir.parent.parent}/tokenizer",
             )
 
     def keep_tokenizer(self) -> None:

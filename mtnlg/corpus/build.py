@@ -138,7 +138,7 @@ def _measure(prefix: pathlib.Path, tokenizer: Tokenizer) -> PreparedStore:
     """What a store holds. Raises DataError when another tokenizer made it, or its sidecar is gone."""
     store = Store(prefix, vocab_size=tokenizer.vocab_size)
     if not store.sidecar or store.sidecar["tokenizer_sha256"] != tokenizer.sha256:
-        raise DataError("the tokens are not of the tokenizer beside them", str(prefix), "a fresh data.directory")
+        raise DataError("the tokens are not of the tokenizer beside them", str(prefix), "--config.data.directory=NEW_FOLDER")
     digests = (_sha256(path) for path in paths(prefix)[:2])
     return PreparedStore(prefix, store.num_tokens, store.sidecar["num_bytes"], store.num_documents, *digests)
 

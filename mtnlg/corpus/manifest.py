@@ -106,7 +106,7 @@ def read(directory: pathlib.Path, wanted: dict) -> Prepared | None:
             if held.get(key) != wanted.get(key)
         ]
         if differing:
-            cure = f"another data.directory, or delete {directory}"
+            cure = f"--config.data.directory=NEW_FOLDER, or delete {directory}"
             raise ConfigError(f"other tokens are prepared there: {'; '.join(differing)}", str(directory), cure)
         return Prepared(directory / content["tokenizer"], tuple(_source(directory, **entry) for entry in content["sources"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -191,7 +191,7 @@ class Store:
             raise DataError(
                 f"ids go from {lowest} to {highest}, the vocabulary has {self.vocab_size}",
                 str(self._bin),
-                f"the tokenizer the data was made with, model.vocab_size={highest + 1}, or {_CURE}",
+                f"the tokenizer the data was made with, --config.model.vocab_size={highest + 1}, or {_CURE}",
             )
 
 

@@ -103,7 +103,7 @@ def test_another_config_is_refused_and_nothing_is_touched(tmp_path, corpus, key,
         prepare(corpus.config(**CHANGES[key](corpus)), tmp_path / "out", progress=False)
     said = str(error.value)
     assert said.count(" there, ") == 1 and f"{key} is " in said
-    assert str(tmp_path / "out") in said and "another data.directory, or delete" in said
+    assert str(tmp_path / "out") in said and "--config.data.directory=NEW_FOLDER, or delete" in said
     assert contents(tmp_path / "out") == before
 
 
@@ -154,7 +154,7 @@ def test_a_tokenizer_smaller_than_the_model_is_told(tmp_path, corpus, tokenizer_
 def test_a_text_too_small_for_the_vocabulary_names_one_that_works(tmp_path, corpus):
     with pytest.raises(DataError) as error:
         prepare(corpus.config(vocab_size=5000), tmp_path / "out", progress=False)
-    size = int(re.search(r"Try: model.vocab_size=(\d+)", str(error.value))[1])
+    size = int(re.search(r"Try: --config.model.vocab_size=(\d+)", str(error.value))[1])
     assert prepare(corpus.config(vocab_size=size), tmp_path / "out", progress=False).sources
 
 
