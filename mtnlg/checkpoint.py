@@ -16,7 +16,8 @@ import threading
 
 import jax
 
-from mtnlg.core import files
+from mtnlg.core import config as configs
+from mtnlg.core import files, schema
 from mtnlg.core.errors import DataError, MissingInput
 from mtnlg.core.tree import by_path
 
@@ -151,10 +152,10 @@ def meta(step_dir: pathlib.Path) -> dict:
     return json.loads((step_dir / "meta.json").read_text())
 
 
-def load(step_dir: pathlib.Path, part: str, abstract):
-    """`part` ('params' or 'optimizer') as a tree of arrays with the shapes, dtypes and shardings of `abstract`.
+def load(step_dir: pathlib.Path, part: str, abstract, config: schema.Config):
+    """`part` ('params' or 'optimizer') as a tree of arrays with the shapes, dtypes and shardings of `abstract`, which `config` shaped.
 
-    Raises DataError with a line for each leaf whose shape or dtype differs (Orbax would cast without a word).
+    Raises DataError with a line for each key of the model and each leaf that differs (Orbax would cast a leaf without a word).
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -172,9 +173,19 @@ def load(step_dir: pathlib.Path, part: str, abstract):
         if describe.get(name) != expected.get(name)
     ]
     if differing:
-        lines = "\n".join(f"  - {line}" for line in differing[:20])
-        raise DataError(f"the checkpoint's {part} do not fit this model:\n{lines}\n", str(step_dir), "the config the run was made with")
+        keys = _differing_keys(step_dir, config)
+        differing = [f"{key}: stored {stored}, here {here}" for key, (stored, here) in keys.items()] + differing[:20]
+        lines = "\n".join(f"  - {line}" for line in differing)
+        cure = " ".join(f"--config.{key}={stored}" for key, (stored, _) in keys.items()) or "the config the run was made with"
+        raise DataError(f"the checkpoint's {part} do not fit this model:\n{lines}\n", str(step_dir), cure)
     return ocp.load(path, abstract, checkpointable_name=part)
+
+
+def _differing_keys(step_dir: pathlib.Path, config: schema.Config) -> dict[str, tuple]:
+    """{key: (stored, here)} of what shapes the arrays."""
+    stored, here = configs.flatten(meta(step_dir)["config"]), configs.to_flat(config)
+    keys = [key for key in here if key in stored and (key.startswith("model.") or key == "train.param_dtype")]
+    return {key: (stored[key], here[key]) for key in keys if stored[key] != here[key]}
 
 
 def _manifest(directory: pathlib.Path) -> dict:

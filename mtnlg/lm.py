@@ -46,7 +46,8 @@ def load_params(step_dir, config: schema.Config, mesh):
     dtype = jax.numpy.dtype(config.train.param_dtype)
     shapes = jax.eval_shape(lambda: transformer.init(config.model, jax.random.key(0), dtype))
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
-    return checkpoint.load(step_dir, "params", jax.tree.map(place, shapes, specs.shardings(mesh, specs.STORAGE, shapes)))
+    abstract = jax.tree.map(place, shapes, specs.shardings(mesh, specs.STORAGE, shapes))
+    return checkpoint.load(step_dir, "params", abstract, config)
 
 
 class LanguageModel:

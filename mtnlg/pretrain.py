@@ -154,7 +154,7 @@ class Run:
             return states.make(config, self.mesh), Position()
         self.require_same_tokenizer(found)
         abstract, meta = states.abstract(config, self.mesh), checkpoint.meta(found)
-        state = State(*(checkpoint.load(found, part, getattr(abstract, part)) for part in State._fields))
+        state = State(*(checkpoint.load(found, part, getattr(abstract, part), config) for part in State._fields))
         return state, Position(*(meta[field] for field in Position._fields))
 
     def require_same_tokenizer(self, step_dir: pathlib.Path) -> None:

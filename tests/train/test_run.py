@@ -178,12 +178,21 @@ def test_only_a_full_disk_is_temporary(error, kind, tmp_path):
         raise error
 
 
-def test_another_model_in_the_same_folder_names_the_leaves(whole, resolve, tmp_path):
+def test_another_model_in_the_same_folder_names_keys_and_leaves(whole, resolve, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
-    with pytest.raises(DataError, match=r"mlp/up/kernel: stored \(1, 16, 64\) float32, wanted \(1, 16, 32\)"):
-        pretrain.pretrain(resolve(model__d_ff="32"), str(tmp_path / "run"), {})
+    with pytest.raises(DataError) as error:
+        pretrain.pretrain(resolve(model__d_ff="32", model__norm="rmsnorm", train__batch_size="2"), str(tmp_path / "run"), {})
+    _, *keys, leaf = str(error.value).splitlines()[:4]
+    assert keys == ["  - model.d_ff: stored None, here 32", "  - model.norm: stored layernorm, here rmsnorm"]
+    assert leaf.startswith("  - blocks/") and "mlp/up/kernel: stored (1, 16, 64) float32, wanted (1, 16, 32)" in str(error.value)
+    assert str(error.value).endswith("Try: --config.model.d_ff=None --config.model.norm=layernorm")
     assert (tmp_path / "run" / "config.json").read_bytes() == (whole / "config.json").read_bytes(), "a refused start leaves no trace"
     assert not (tmp_path / "run" / "config.1.json").exists()
+
+
+def test_weights_of_another_model_name_its_keys(whole, resolve, tmp_path):
+    with pytest.raises(DataError, match=r"  - model.d_ff: stored None, here 32\n(.|\n)*Try: --config.model.d_ff=None$"):
+        pretrain.pretrain(resolve(model__d_ff="32", init__from=str(whole)), str(tmp_path), {})
 
 
 def test_weights_only_start_has_a_fresh_optimizer_and_step_zero(whole, resolve, tmp_path):
