@@ -40,7 +40,7 @@ HOMES = {
     "tensorboardX": {"run"},
     "zstandard": {"corpus"},
 }
-NO_JAX = ("core.schema", "core.config", "core.errors", "core.validate", "data", "corpus", "run", "launch", "cli")
+NO_JAX = ("core.schema", "core.config", "core.errors", "core.validate", "core.files", "core.lock", "data", "corpus", "run", "launch", "cli")
 MAX_LINES = 400
 
 MODULES = sorted(

@@ -39,7 +39,7 @@ _RANGES = (
 
 def problems(config: schema.Config) -> list[str]:
     """One line for each value out of range, then for each contradiction: the keys, their values, and a value that would do."""
-    return [line for check in (_ranges, _model, _mesh, _log, _batch, _optimizer, _data, _sample) for line in check(config)]
+    return [line for check in (_ranges, _model, mesh_problems, _log, _batch, _optimizer, _data, _sample) for line in check(config)]
 
 
 def _ranges(config):
@@ -75,8 +75,8 @@ def _model(config):
         yield f"model.position_offset={model.position_offset} needs model.position=learned, not {model.position}"
 
 
-def _mesh(config):
-    """What one device holds must be a whole number of heads, columns, rows and places."""
+def mesh_problems(config: schema.Config):
+    """What one device holds must be a whole number of heads, columns, rows and places: a line for each that is not."""
     model, mesh = config.model, config.mesh
     if min(mesh.tensor, mesh.data, model.num_heads, model.d_model, model.vocab_multiple) < 1:
         return
