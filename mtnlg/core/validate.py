@@ -116,7 +116,7 @@ def _log(config):
 def _batch(config):
     train, mesh = config.train, config.mesh
     shards = max(mesh.replica * mesh.data, 1)
-    size = train.microbatch_size or train.batch_size // shards
+    size = train.microbatch_size or max(train.batch_size // shards, 1)
     whole = size * shards
     sizes = {"train.batch_size": train.batch_size}
     if train.ramp_start_size is not None:
@@ -134,7 +134,8 @@ def _batch(config):
         yield f"train.ramp_samples={train.ramp_samples} needs train.ramp_start_size, which is none"
     for name, value in sizes.items():
         if whole < 1 or value % whole:
-            yield f"{name}={value} is no multiple of train.microbatch_size={size} x mesh.replica x mesh.data={shards}"
+            near = max(round(value / max(whole, 1)), 1) * whole
+            yield f"{name}={value} is no multiple of train.microbatch_size={size} x mesh.replica x mesh.data={shards}: take {near}"
     if train.compute_dtype == "float64" and train.param_dtype != "float64":
         yield "train.compute_dtype=float64 needs train.param_dtype=float64"
 
