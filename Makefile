@@ -29,7 +29,7 @@ test-slow: .venv/.torch  ## the slow tests, torch parity among them (SLICE=i/n f
 	  if [ $$rc -eq 5 ] && [ -n "$(SLICE)" ]; then echo "slice $(SLICE) holds no slow test"; else exit $$rc; fi; }
 
 test-py312: .venv-py312/.installed  ## the parity and architecture tests on Python 3.12 and its newer JAX
-	@.venv-py312/bin/python -m pytest $(PYTEST_FLAGS) tests/parity tests/test_architecture.py
+	@.venv-py312/bin/python -m pytest $(PYTEST_FLAGS) tests/parity tests/parallel tests/test_architecture.py
 
 bench: .venv/.installed  ## time a training step
 	@.venv/bin/python -m benchmarks.train_step $(BENCH_ARGS)
