@@ -45,7 +45,7 @@ def _only_cpus(mesh: schema.Mesh, check: bool) -> None:
         return
     devices = math.prod((mesh.replica, mesh.pipe, mesh.data, mesh.context, mesh.tensor))
     if devices > MAX_VIRTUAL_DEVICES:
-        what = f"a mesh of {devices} devices is too large to be compiled for virtual ones, of which there are {MAX_VIRTUAL_DEVICES} at most"
+        what = f"a mesh of {devices} devices is too large for the virtual ones, of which there are {MAX_VIRTUAL_DEVICES} at most"
         raise ConfigError(what, "--check", "smaller degrees of mesh.*, or no --check")
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(devices))

@@ -100,7 +100,7 @@ def check(config: schema.Config) -> tuple[str, bool]:
     asked = lowered.count(step, mesh, microbatches)
     made = optimised.count(step.compile().as_text(), dict(mesh.shape), microbatches)
     wrong = [
-        f"{one.why}: {one.kind} of {one.dtype} over {'+'.join(one.axes)}, {one.num_bytes:,} bytes: predicted {predicted[one]}, found {asked[one]}"
+        f"{one.why}: {one.kind} of {one.dtype} over {'+'.join(one.axes)}, {one.num_bytes:,} bytes: {asked[one]}, not {predicted[one]}"
         for one in {**predicted, **asked}
         if predicted[one] != asked[one]
     ]

@@ -83,29 +83,30 @@ def axes_by_dim(spec: P, num_dims: int) -> list[tuple[str, ...]]:
 
 def problems(config: schema.Config) -> list[str]:
     """One line for each fault of the tables under this config, with the row to change."""
-    storage_name = "COMPUTE" if config.mesh.zero == 0 else "STORAGE"
-    tables = {"compute": ("COMPUTE", specs.compute_table(config)), "storage": (storage_name, specs.storage_table(config))}
+    stored = "COMPUTE" if config.mesh.zero == 0 else "STORAGE"
+    tables = {"COMPUTE": specs.compute_table(config)} | {stored: specs.storage_table(config)}
     found = []
     for path, leaf in by_path(count.abstract_params(config.model)).items():
-        for kind, (name, table) in tables.items():
+        but_data = {}
+        for name, table in tables.items():
             matching = [(pattern, spec) for pattern, spec in table if re.fullmatch(pattern, path)]
             if len(matching) != 1:
                 places = " and ".join(where(name, pattern) for pattern, _ in matching) or where(name)
-                found.append(
-                    f"{places}: {path} matches {len(matching) or 'no'} row{'s' * (len(matching) > 1)} of the {kind} table, not one"
-                )
+                found.append(f"{places}: {path} matches {len(matching)} rows of {name}, not one")
                 continue
-            pattern, spec = matching[0]
-            row = f"{where(name, pattern)}: the {kind} spec {show(spec)} of {path} {list(leaf.shape)}"
-            found += [f"{row} {fault}" for fault in _faults_of_spec(config, path, leaf.shape, spec)]
-            if kind == "storage":
-                found += [f"{row} {fault}" for fault in _copies(config, path, spec)]
+            ((pattern, spec),) = matching
+            by_dim, row = axes_by_dim(spec, leaf.ndim), where(name, pattern)
+            faults = [*_faults_of_spec(config, leaf.shape, spec), *(_copies(config, path, by_dim) if name == stored else ())]
+            found += [f"{row}: {show(spec)} of {path} {list(leaf.shape)} {fault}" for fault in faults]
+            but_data[row] = [[axis for axis in axes if axis != "data"] for axes in by_dim]
+        if len(but_data) == 2 and len({str(axes) for axes in but_data.values()}) == 2:
+            found.append(f"{' and '.join(but_data)}: {path} is gathered along data only, so these may differ in data only")
     if config.model.num_layers % config.mesh.pipe:
         found.append(f"model.num_layers={config.model.num_layers} does not divide by mesh.pipe={config.mesh.pipe}")
-    return list(dict.fromkeys(found))  # a row that both tables share is at fault once
+    return list(dict.fromkeys(found))  # a row of VECTORS, which both tables take in, is at fault once
 
 
-def _faults_of_spec(config: schema.Config, path: str, shape: tuple[int, ...], spec: P) -> Iterator[str]:
+def _faults_of_spec(config: schema.Config, shape: tuple[int, ...], spec: P) -> Iterator[str]:
     if len(spec) > len(shape):
         yield f"has {len(spec)} entries for {len(shape)} dims"
         return
@@ -119,17 +120,17 @@ def _faults_of_spec(config: schema.Config, path: str, shape: tuple[int, ...], sp
     for dim, axes in enumerate(by_dim):
         parts = math.prod(getattr(config.mesh, axis, 1) for axis in axes)
         if shape[dim] % parts:
-            degrees = " x ".join(f"mesh.{axis}={getattr(config.mesh, axis)}" for axis in axes)
+            degrees = " x ".join(f"mesh.{axis}={getattr(config.mesh, axis, 1)}" for axis in axes)
             yield f"shards dim {dim} of {shape[dim]}, which does not divide by {degrees}"
 
 
-def _copies(config: schema.Config, path: str, spec: P) -> Iterator[str]:
+def _copies(config: schema.Config, path: str, axes_of_dims: list[tuple[str, ...]]) -> Iterator[str]:
     """Axes along which every device would hold the same part of a matrix, though nobody meant it."""
     if path.endswith(("/bias", "/scale")):
         return
-    used = {axis for axes in axes_by_dim(spec, len(spec)) for axis in axes}
-    sharding = {"tensor": config.mesh.tensor > 1, "data": config.mesh.data > 1 and config.mesh.zero > 0}
-    for axis, shards in sharding.items():
+    used = {axis for axes in axes_of_dims for axis in axes}
+    expected = {"tensor": config.mesh.tensor > 1, "data": config.mesh.data > 1 and config.mesh.zero > 0}
+    for axis, shards in expected.items():
         meant = any(name == path and of == axis and applies(config) for name, of, applies, _ in COPIED)
         if shards and axis not in used and not meant:
             yield f"leaves out {axis}: all {getattr(config.mesh, axis)} devices along it would hold the same"
@@ -138,7 +139,7 @@ def _copies(config: schema.Config, path: str, spec: P) -> Iterator[str]:
 def where(table: str, pattern: str | None = None) -> str:
     """`mtnlg/parallel/specs.py:34 ("blocks/mlp/down/kernel")`: the row of a table (None: its beginning), as its source has it.
 
-    A row of VECTORS, which both tables take in, stands before them.
+    A row of VECTORS stands before both tables.
     """
     lines = pathlib.Path(specs.__file__).read_text().splitlines()
     begin = lines.index(f"{table} = (")
