@@ -20,7 +20,7 @@ def describe(config: schema.Config) -> str:
 
 def _sharding(config: schema.Config) -> list[str]:
     rows = sharding.rows(config)
-    head = ("parameter", "shape", "stored", "computed with", "parameter", "gradient", "Adam")
+    head = ("parameter", "shape", "stored", "computed with", "bytes", "gradient", "Adam")
     cells = [
         (row.path, str(list(row.shape)), sharding.show(row.storage), sharding.show(row.compute), *map(size, _bytes_of(row))) for row in rows
     ]
