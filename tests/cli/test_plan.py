@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import re
+import shlex
 import subprocess
 import sys
 
@@ -92,3 +94,11 @@ def test_a_wrong_table_ends_with_its_list(capsys, monkeypatch):
     code, lines, err = plan(capsys, *LARGEST)
     assert (code, lines) == (2, []) and err.count("leaves out data: all 8 devices along it would hold the same\n") == 7
     assert err.splitlines()[-1].startswith("  (mtnlg/parallel/specs.py). Try: ")
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+def test_the_readmes_show_what_is_printed(capsys, page):
+    section = re.search(r"```bash\n(python -m mtnlg plan .*?)\n```.*?```text\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    command = section[1].replace("\\\n", " ").splitlines()[0]
+    _, lines, _ = plan(capsys, *shlex.split(command)[4:])
+    assert [line for line in section[2].splitlines() if line not in lines] == []

@@ -72,6 +72,13 @@ def test_so_it_is_on_every_mesh(case):
     assert found == predicted
 
 
+def test_in_float64_everything_but_the_batch_is_float64():
+    with jax.enable_x64(True):
+        predicted, found = both("llama", {"data": 2, "tensor": 2}, {"compute_dtype": "float64", "param_dtype": "float64"})
+    assert found == predicted
+    assert {one.why for one in found if one.dtype != "float64"} == {"weight, over samples"}
+
+
 def test_one_device_has_none():
     assert both("llama", {"zero": 3}, {}) == ({}, {})
 
