@@ -21,6 +21,7 @@ ALLOWED = {
     "spmd": {"core", "model", "parallel"},
     "checkpoint": {"core", "parallel"},
     "train": {"core", "spmd", "checkpoint", "parallel", "model"},
+    "plan": {"core", "model", "parallel", "spmd", "train"},
     "infer": {"core", "spmd", "parallel", "model"},
     "run": {"core"},
     "launch": {"core"},

@@ -12,6 +12,7 @@ VERBS = {
     "train": "pretrain a model; started again with the same --workdir it goes on",
     "generate": "continue a prompt with a trained model",
     "config": "print, explain and compare configs",
+    "plan": "what lies where on a mesh, and every collective of a step",
     "demo": "train a small model on this Python's own library and show what it learnt",
 }
 
