@@ -118,23 +118,23 @@ class _Step:
     def _enter(self, why: str) -> Iterator[Collective]:
         """Into a parallel region."""
         if self.shards_places:
-            yield from self._gather_places(why, self.compute)
+            yield from self._gather_places(why)
 
     def _enter_backward(self, why: str) -> Iterator[Collective]:
         kind = "reduce_scatter" if self.shards_places else "all_reduce"
         yield from self._over(kind, ("tensor",), f"{why}, backward", self.compute, self._stream)
 
-    def _leave(self, why: str, dtype: str) -> Iterator[Collective]:
+    def _leave(self, why: str) -> Iterator[Collective]:
         """Out of a parallel region."""
         kind = "reduce_scatter" if self.shards_places else "all_reduce"
-        yield from self._over(kind, ("tensor",), why, dtype, self._stream)
+        yield from self._over(kind, ("tensor",), why, self.compute, self._stream)
 
-    def _leave_backward(self, why: str, dtype: str) -> Iterator[Collective]:
+    def _leave_backward(self, why: str) -> Iterator[Collective]:
         if self.shards_places:
-            yield from self._gather_places(f"{why}, backward", dtype)
+            yield from self._gather_places(f"{why}, backward")
 
-    def _gather_places(self, why: str, dtype: str) -> Iterator[Collective]:
-        yield from self._over("all_gather", ("tensor",), why, dtype, self._stream // self.config.mesh.tensor)
+    def _gather_places(self, why: str) -> Iterator[Collective]:
+        yield from self._over("all_gather", ("tensor",), why, self.compute, self._stream // self.config.mesh.tensor)
 
     @property
     def _stream(self) -> int:
@@ -171,9 +171,9 @@ class _Step:
         if self.config.mesh.zero == 3:
             yield from self._gathered(self._of_a_layer(), "weights, gathered for one block")
         yield from self._enter("attention, into its heads")
-        yield from self._leave("attention, out of its heads", self.compute)
+        yield from self._leave("attention, out of its heads")
         yield from self._enter("feed-forward, into its columns")
-        yield from self._leave("feed-forward, out of its rows", self.compute)
+        yield from self._leave("feed-forward, out of its rows")
 
     def backward(self) -> Iterator[Collective]:
         # First the forward again: whatever was gathered, under any policy. With full recomputation the sums too, but for those that
@@ -182,12 +182,12 @@ class _Step:
             yield from self._gathered(self._of_a_layer(), "weights, gathered for one block")
         yield from self._enter("attention, into its heads")
         if self.config.train.recompute == "full" and not self.config.model.parallel_residual:
-            yield from self._leave("attention, out of its heads", self.compute)
+            yield from self._leave("attention, out of its heads")
         yield from self._enter("feed-forward, into its columns")
 
-        yield from self._leave_backward("feed-forward, out of its rows", self.compute)
+        yield from self._leave_backward("feed-forward, out of its rows")
         yield from self._enter_backward("feed-forward, into its columns")
-        yield from self._leave_backward("attention, out of its heads", self.compute)
+        yield from self._leave_backward("attention, out of its heads")
         yield from self._enter_backward("attention, into its heads")
         if self.config.mesh.zero == 3:
             yield from self._scattered(self._of_a_layer(), "gradients of one block, over samples")
@@ -196,7 +196,7 @@ class _Step:
         outer = [weight for weight in self.weights if not weight.path.startswith("blocks/")]
         if self.config.mesh.zero == 3:
             yield from self._gathered(outer, "weights, gathered for one block")
-        yield from self._leave("embedding, out of the rows of the vocabulary", self.param)
+        yield from self._leave("embedding, out of the rows of the vocabulary")
         yield from self._enter("head, into the rows of the vocabulary")
         size = min(self.config.train.loss_chunk_tokens, self.num_tokens)
         for _ in range(-(-self.num_tokens // size)):
@@ -204,7 +204,7 @@ class _Step:
             why = "sum of exponentials, and the target's logit, over the vocabulary"
             yield from self._over("all_reduce", ("tensor",), why, self.wide, 2 * size)
         yield from self._enter_backward("head, into the rows of the vocabulary")
-        yield from self._leave_backward("embedding, out of the rows of the vocabulary", self.param)
+        yield from self._leave_backward("embedding, out of the rows of the vocabulary")
         if self.config.mesh.zero == 3:
             yield from self._scattered(outer, "gradients of one block, over samples")
         if self.config.mesh.zero == 2:

@@ -53,7 +53,7 @@ def test_the_largest_model_by_hand():
     assert of("attention, into its heads, backward", *stream) == 240 * 3
     assert of("feed-forward, into its columns, backward", *stream) == 240 * 3
     assert of("head, into the rows of the vocabulary, backward", *stream) == 240
-    assert of("embedding, out of the rows of the vocabulary", "all_reduce", "tensor", "float32", tokens * width) == 240
+    assert of("embedding, out of the rows of the vocabulary", "all_reduce", "tensor", "bfloat16", tokens * width) == 240
     assert of("largest logit of the whole vocabulary", "all_reduce", "tensor", "float32", 1024) == 240 * 2
     assert of("sum of exponentials, and the target's logit, over the vocabulary", "all_reduce", "tensor", "float32", 2048) == 240 * 2
     mlp, scattered = 3 * 4 * width * width // 8, "gradients, over samples, each device its shards"
