@@ -175,6 +175,19 @@ def test_these_are_all_collectives_of_a_step(monkeypatch, case):
     assert seen == set(USED[case])
 
 
+SCORING = {LARGEST, EXPONENTIALS, "first of the likeliest tokens"}
+GENERATION = {"logits, of the whole vocabulary", "logits, of all rows"}
+
+
+def test_scores_and_generation_use_no_other(monkeypatch):
+    """Beside those of a step, which the block brings along, only what is taken away below."""
+    seen = record(monkeypatch)
+    mesh = {"replica": 2, "data": 2, "tensor": 2, "sequence_parallel": True}
+    scores(mesh)
+    generated("mtnlg", mesh)
+    assert SCORING | GENERATION <= seen <= SCORING | GENERATION | {why for _, why in CONTROLS}
+
+
 # Scores
 
 
@@ -201,7 +214,7 @@ def test_scores_equal_one_device(mesh):
     assert 0 < expected_greedy.sum() < expected_greedy.size
 
 
-@pytest.mark.parametrize("why", [LARGEST, EXPONENTIALS, "first of the likeliest tokens"])
+@pytest.mark.parametrize("why", sorted(SCORING))
 def test_without_a_collective_the_scores_are_wrong(monkeypatch, why):
     expected = scores({})
     take_away(monkeypatch, why)
@@ -237,7 +250,7 @@ def test_generation_equals_one_device(model, mesh):
     assert generated(model, mesh) == generated_alone(model)
 
 
-@pytest.mark.parametrize("why", ["logits, of the whole vocabulary", "logits, of all rows"])
+@pytest.mark.parametrize("why", sorted(GENERATION))
 def test_without_a_collective_the_tokens_are_wrong(monkeypatch, why):
     expected = generated_alone("mtnlg")
     take_away(monkeypatch, why)
