@@ -18,7 +18,9 @@ import threading
 
 import jax
 
-from mtnlg.core.errors import CannotWrite, DataError, MissingInput, MtnlgError, TemporaryFailure
+from mtnlg.core import config as configs
+from mtnlg.core import files, schema
+from mtnlg.core.errors import DataError, MissingInput
 from mtnlg.core.tree import by_path
 from mtnlg.parallel import processes
 
@@ -40,15 +42,13 @@ class Checkpoints:
 
         self.wait()
         unfinished = self.directory / f"{step}.saving"
-        with _disk_errors(unfinished, {"params": params, "optimizer": optimizer}):
+        num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves((params, optimizer)))
+        with _disk_errors(unfinished, num_bytes):
             if processes.is_first():  # Orbax lets nobody write before process 0 is here
                 shutil.rmtree(unfinished, ignore_errors=True)
                 self.directory.mkdir(parents=True, exist_ok=True)
             response = ocp.save_checkpointables_async(unfinished.absolute(), {"params": params, "optimizer": optimizer})
-        size = {"params": params, "optimizer": optimizer}
-        self._worker = threading.Thread(
-            target=self._finish, args=(response, unfinished, self.directory / str(step), meta, _num_bytes(size))
-        )
+        self._worker = threading.Thread(target=self._finish, args=(response, unfinished, self.directory / str(step), meta, num_bytes))
         self._worker.start()
 
     def _finish(self, response, unfinished: pathlib.Path, final: pathlib.Path, meta: dict, num_bytes: int) -> None:
@@ -63,12 +63,13 @@ class Checkpoints:
             self._error = error
 
     def _publish(self, unfinished: pathlib.Path, final: pathlib.Path, meta: dict) -> None:
-        _write(unfinished / "meta.json", json.dumps(meta, indent=1))
-        _write(unfinished / MANIFEST, json.dumps(_manifest(unfinished), indent=1))
+        files.write_synced(unfinished / "meta.json", json.dumps(meta, indent=1))
+        files.write_synced(unfinished / MANIFEST, json.dumps(_manifest(unfinished), indent=1))
+        files.sync_folder(unfinished)
         if final.exists():
             final.rename(_unused(self.directory / f"{final.name}.replaced"))
         unfinished.rename(final)
-        _sync(self.directory)
+        files.sync_folder(self.directory)
         for old in self.steps()[: -self.keep_last]:
             _delete(self.directory / str(old))
 
@@ -167,10 +168,10 @@ def meta(step_dir: pathlib.Path) -> dict:
     return json.loads((step_dir / "meta.json").read_text())
 
 
-def load(step_dir: pathlib.Path, part: str, abstract):
-    """`part` ('params' or 'optimizer') as a tree of arrays with the shapes, dtypes and shardings of `abstract`.
+def load(step_dir: pathlib.Path, part: str, abstract, config: schema.Config):
+    """`part` ('params' or 'optimizer') as a tree of arrays with the shapes, dtypes and shardings of `abstract`, which `config` shaped.
 
-    Raises DataError with a line for each leaf whose shape or dtype differs (Orbax would cast without a word).
+    Raises DataError with a line for each key of the model and each leaf that differs (Orbax would cast a leaf without a word).
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -188,14 +189,24 @@ def load(step_dir: pathlib.Path, part: str, abstract):
         if describe.get(name) != expected.get(name)
     ]
     if differing:
-        lines = "\n".join(f"  - {line}" for line in differing[:20])
-        raise DataError(f"the checkpoint's {part} do not fit this model:\n{lines}\n", str(step_dir), "the config the run was made with")
+        keys = _differing_keys(step_dir, config)
+        differing = [f"{key}: stored {stored}, here {here}" for key, (stored, here) in keys.items()] + differing[:20]
+        lines = "\n".join(f"  - {line}" for line in differing)
+        cure = " ".join(f"--config.{key}={stored}" for key, (stored, _) in keys.items()) or "the config the run was made with"
+        raise DataError(f"the checkpoint's {part} do not fit this model:\n{lines}\n", str(step_dir), cure)
     return ocp.load(path, abstract, checkpointable_name=part)
 
 
+def _differing_keys(step_dir: pathlib.Path, config: schema.Config) -> dict[str, tuple]:
+    """{key: (stored, here)} of what shapes the arrays."""
+    stored, here = configs.flatten(meta(step_dir)["config"]), configs.to_flat(config)
+    keys = [key for key in here if key in stored and (key.startswith("model.") or key == "train.param_dtype")]
+    return {key: (stored[key], here[key]) for key in keys if stored[key] != here[key]}
+
+
 def _manifest(directory: pathlib.Path) -> dict:
-    files = {name: {"bytes": (directory / name).stat().st_size, "sha256": _sha256(directory / name)} for name in _files(directory)}
-    return {"format": 1, "files": files}
+    rows = {name: {"bytes": (directory / name).stat().st_size, "sha256": _sha256(directory / name)} for name in _files(directory)}
+    return {"format": 1, "files": rows}
 
 
 def _files(directory: pathlib.Path) -> list[str]:
@@ -205,21 +216,6 @@ def _files(directory: pathlib.Path) -> list[str]:
 def _sha256(path: pathlib.Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(directory: pathlib.Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _delete(step_dir: pathlib.Path) -> None:
@@ -235,26 +231,13 @@ def _unused(path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _num_bytes(tree) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-
-
 @contextlib.contextmanager
-def _disk_errors(path: pathlib.Path, size):
-    """Turns a full disk into TemporaryFailure with the path and the bytes that were needed, other failed writes into CannotWrite."""
-    num_bytes = size if isinstance(size, int) else _num_bytes(size)
-    try:
-        yield
-    except MtnlgError:
-        raise
-    except Exception as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        full = full or any(word in str(error) for word in ("No space left", "ENOSPC", "RESOURCE_EXHAUSTED", "File too large"))
-        if full:
-            cure = f"free {num_bytes} bytes and start again; older checkpoints are untouched"
-            raise TemporaryFailure("the disk is full", str(path), cure) from error
-        if isinstance(error, OSError):
-            raise CannotWrite(
-                f"the checkpoint cannot be written: {error.strerror}", str(path), "a --workdir that can be written to"
-            ) from error
-        raise
+def _disk_errors(path: pathlib.Path, num_bytes: int):
+    """`files.writing`, which also knows a full disk by Orbax's words: its writers do not always raise an OSError."""
+    with files.writing(path, num_bytes):
+        try:
+            yield
+        except Exception as error:
+            if any(word in str(error) for word in ("No space left", "ENOSPC", "RESOURCE_EXHAUSTED", "File too large")):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise

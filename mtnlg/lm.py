@@ -1,6 +1,7 @@
 """A trained model to talk to: text in, text out."""
 
 import codecs
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 
@@ -8,7 +9,7 @@ import jax
 
 from mtnlg import checkpoint
 from mtnlg.core import config as configs
-from mtnlg.core import schema
+from mtnlg.core import schema, validate
 from mtnlg.core.errors import ConfigError, DataError, MissingInput
 from mtnlg.data import tokenizer as tokenizers
 from mtnlg.infer.engine import Engine, Request
@@ -17,11 +18,11 @@ from mtnlg.parallel import mesh as meshes
 from mtnlg.parallel import specs
 
 
-def from_pretrained(path: str | os.PathLike) -> "LanguageModel":
-    """The model of a run's folder (its newest checkpoint) or of one `checkpoints/STEP`.
+def from_pretrained(path: str | os.PathLike, mesh: schema.Mesh | None = None) -> "LanguageModel":
+    """The model of a run's folder (its newest checkpoint) or of one `checkpoints/STEP`, on a mesh of its own; None: one device.
 
-    Raises MissingInput (no checkpoint or tokenizer there), DataError (damaged, of another version, or the tokenizer is not the one
-    trained with) or ConfigError (a mesh or a float64 that cannot be honoured here).
+    The mesh of the training does not matter. Raises MissingInput (no checkpoint or tokenizer there), DataError (damaged, of another
+    version, or the tokenizer is not the one trained with) or ConfigError (a mesh or a float64 that cannot be honoured here).
     """
     step_dir = checkpoint.find(path)
     checkpoint.require_good(step_dir)
@@ -37,8 +38,10 @@ def from_pretrained(path: str | os.PathLike) -> "LanguageModel":
     tokenizer = tokenizers.load(folder)
     if tokenizer.sha256 != meta["tokenizer_sha256"]:
         raise DataError("the tokenizer is not the one the model was trained with", str(folder), "the run's own tokenizer/")
-    mesh = meshes.make(config.mesh)
-    return LanguageModel(tokenizer, Engine(config, mesh, load_params(step_dir, config, mesh), tokenizer.vocab_size))
+    config = dataclasses.replace(config, mesh=mesh or schema.Mesh())
+    configs.require_none(validate.mesh_problems(config), str(step_dir))
+    made = meshes.make(config.mesh)
+    return LanguageModel(tokenizer, Engine(config, made, load_params(step_dir, config, made), tokenizer.vocab_size))
 
 
 def load_params(step_dir, config: schema.Config, mesh):
@@ -46,7 +49,8 @@ def load_params(step_dir, config: schema.Config, mesh):
     dtype = jax.numpy.dtype(config.train.param_dtype)
     shapes = jax.eval_shape(lambda: transformer.init(config.model, jax.random.key(0), dtype))
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
-    return checkpoint.load(step_dir, "params", jax.tree.map(place, shapes, specs.shardings(mesh, specs.storage_table(config), shapes)))
+    abstract = jax.tree.map(place, shapes, specs.shardings(mesh, specs.storage_table(config), shapes))
+    return checkpoint.load(step_dir, "params", abstract, config)
 
 
 class LanguageModel:

@@ -5,7 +5,6 @@ import math
 import os
 import pathlib
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -35,11 +34,16 @@ from mtnlg.run.folder import RunFolder, change_table
 from mtnlg.run.metrics import Metrics
 from mtnlg.run.metrics import read as read_metrics
 from mtnlg.run.progress import Progress
+from mtnlg.run.stop import StopSignals
 from mtnlg.train import evaluate, loop, peak, schedule
 from mtnlg.train import state as states
 from mtnlg.train import step as steps
 from mtnlg.train.schedule import Position
 from mtnlg.train.state import State
+
+# What becomes of a signal.
+STOPS = "the run stops after the step under way (a first step waits for the compiler) and saves"
+ENDS = "the last step is done; the run saves it, takes the held-out loss, writes its samples and ends"
 
 
 class Result(NamedTuple):
@@ -112,14 +116,18 @@ class Run:
         self.samples.cut(position.step)
         last, heldout, written = config.train.num_steps, {}, []
         stop = processes.Agreement()
-        with self.screen() as screen, Progress(last, position.step, config.log.every_steps, screen) as progress, stop_signals() as stopped:
-            self.progress = progress
+        with contextlib.ExitStack() as stack:
+            screen = stack.enter_context(self.screen())
+            self.progress = progress = stack.enter_context(Progress(last, position.step, config.log.every_steps, screen))
+            signals = stack.enter_context(StopSignals(STOPS))
             progress.note(self.headline(position))
             with self.batches(position) as batches:
                 program = steps.make(config, self.mesh)
-                hooks = {"on_report": self.report, "on_step": self.beside, "should_stop": lambda: stop.agree(bool(stopped))}
+                hooks = {"on_report": self.report, "on_step": self.beside, "should_stop": lambda: stop.agree(signals.received)}
                 state, position = loop.run(config, program, state, position, batches, **hooks)
             finished = position.step >= last
+            if finished:
+                signals.promise(ENDS)
             self.checkpoints.wait()
             if processes.by_first(lambda: position.step not in self.checkpoints.steps()):
                 self.save(state, position)
@@ -162,7 +170,7 @@ class Run:
         tokens = schedule.final_position(self.config).tokens
         origin = f"goes on at step {position.step}" if position.step else "starts"
         if position.step >= self.config.train.num_steps:
-            origin = f"was finished at step {position.step} already (a larger train.num_steps goes on)"
+            origin = f"was finished at step {position.step} already (a larger --config.train.num_steps goes on)"
         device = jax.devices()[0]
         return (
             f"{self.config.name}: {parameters:,} parameters, {tokens:,} tokens in {self.config.train.num_steps} steps, {origin}, on "
@@ -182,13 +190,15 @@ class Run:
             return states.make(config, self.mesh), Position()
         self.require_same_tokenizer(found)
         abstract, meta = states.abstract(config, self.mesh), checkpoint.meta(found)
-        state = State(*(checkpoint.load(found, part, getattr(abstract, part)) for part in State._fields))
+        state = State(*(checkpoint.load(found, part, getattr(abstract, part), config) for part in State._fields))
         return state, Position(*(meta[field] for field in Position._fields))
 
     def require_same_tokenizer(self, step_dir: pathlib.Path) -> None:
         if checkpoint.meta(step_dir)["tokenizer_sha256"] != self.tokenizer.sha256:
             raise DataError(
-                "the checkpoint was trained with another tokenizer", str(step_dir), f"data.tokenizer={step_dir.parent.parent}/tokenizer"
+                "the checkpoint was trained with another tokenizer",
+                str(step_dir),
+                f"--config.data.tokenizer={step_dir.parent.parent}/tokenizer",
             )
 
     def keep_tokenizer(self) -> None:
@@ -356,22 +366,3 @@ class StepClock:
         start = time.perf_counter()
         yield
         self._pause += time.perf_counter() - start
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list]:
-    """A list that is filled when SIGTERM or SIGINT arrives; a second signal acts as it always did."""
-    received: list[int] = []
-    before = {}
-
-    def note(number, frame):
-        received.append(number)
-        signal.signal(number, before[number])
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before[number] = signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -21,6 +21,7 @@ ALLOWED = {
     "spmd": {"core", "model", "parallel"},
     "checkpoint": {"core", "parallel"},
     "train": {"core", "spmd", "checkpoint", "parallel", "model"},
+    "plan": {"core", "model", "parallel", "spmd", "train"},
     "infer": {"core", "spmd", "parallel", "model"},
     "run": {"core"},
     "launch": {"core"},
@@ -40,7 +41,7 @@ HOMES = {
     "tensorboardX": {"run"},
     "zstandard": {"corpus"},
 }
-NO_JAX = ("core.schema", "core.config", "core.errors", "core.validate", "data", "corpus", "run", "launch", "cli")
+NO_JAX = ("core.schema", "core.config", "core.errors", "core.validate", "core.files", "core.lock", "data", "corpus", "run", "launch", "cli")
 MAX_LINES = 400
 
 MODULES = sorted(

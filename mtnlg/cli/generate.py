@@ -6,11 +6,13 @@ import os
 import sys
 
 from mtnlg.cli import runtime
+from mtnlg.core import config as configs
 from mtnlg.core.errors import ConfigError, DataError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "mtnlg generate (--workdir=RUN | --model=PATH) --prompt=TEXT [options]"
+    parser.usage = "mtnlg generate (--workdir=RUN | --model=PATH) --prompt=TEXT [options] [--config.mesh.key=value ...]"
+    parser.epilog = "The model lies on one device, however it was trained; --config.mesh.tensor=4, say, spreads it over four."
     parser.add_argument("--workdir", help="a run's folder; its newest checkpoint is taken")
     parser.add_argument("--model", help="a run's folder or one of its checkpoints/STEP")
     parser.add_argument("--prompt", required=True, help="the text to continue; - reads standard input")
@@ -23,15 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
-    if rest:
-        raise ConfigError(f"unknown argument {rest[0]!r}", "command line", "mtnlg generate --help")
+    mesh = configs.mesh_of(rest)
     if bool(options.workdir) == bool(options.model):
         raise ConfigError("name one model", "command line", "--workdir=RUN or --model=PATH")
     runtime.prepare()
     from mtnlg import lm
 
     prompt = _text(sys.stdin.buffer.read() if options.prompt == "-" else os.fsencode(options.prompt))
-    model = lm.from_pretrained(options.workdir or options.model)
+    model = lm.from_pretrained(options.workdir or options.model, mesh)
     settings = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
     pieces = model.stream(prompt, options.stop, **settings)
     first = next(pieces, "")  # a request that cannot be honoured is refused before anything is written

@@ -148,13 +148,10 @@ class TensorShard:
 
     def own_places(self, x, dim: int):
         """What of `dim`, which counts places, lies in this device's residual stream."""
-        if not self.shards_sequence:
-            return x
-        length = x.shape[dim] // self.size
-        return jax.lax.dynamic_slice_in_dim(x, self.rank() * length, length, dim)
+        return self.own_part(x, dim) if self.shards_sequence else x
 
     def own_part(self, x, dim: int):
-        """This device's equal part of `dim`, which counts heads or rows of a vocabulary."""
+        """This device's equal part of `dim`, which counts heads or places."""
         if self.size == 1:
             return x
         length = x.shape[dim] // self.size

@@ -15,6 +15,7 @@ import re
 import traceback
 import types
 import typing
+from collections.abc import Iterable
 
 from mtnlg.core import schema, validate
 from mtnlg.core.errors import ConfigError
@@ -51,14 +52,40 @@ def resolve(arguments: list[str]) -> schema.Config:
     for name, text in overrides.items():
         values[name] = parse(name, text)
     config = from_flat(values)
-    problems = validate.problems(config)
-    if problems:
-        raise ConfigError("the config contradicts itself:\n" + "\n".join(f"  - {p}" for p in problems), path)
+    require_none(validate.problems(config), path)
     return config
+
+
+def require_none(problems: Iterable[str], where: str) -> None:
+    """Raises ConfigError with all of them, if there are any."""
+    if lines := [f"  - {problem}" for problem in problems]:
+        raise ConfigError("the config contradicts itself:\n" + "\n".join(lines), where)
+
+
+def mesh_of(arguments: list[str]) -> schema.Mesh:
+    """The mesh that `--config.mesh.key=value` arguments describe, for a verb that takes no other key. Raises ConfigError."""
+    values = {}
+    for name, text in _given(arguments).items():
+        if not name.startswith("mesh."):
+            raise ConfigError(
+                f"unknown argument {f'{PREFIX}.{name}'.removesuffix('.')!r}", "command line", "--config.mesh.KEY=VALUE, or --help"
+            )
+        values[name] = parse(name, text)
+    return from_flat(values).mesh
 
 
 def split_arguments(arguments: list[str]) -> tuple[str, dict[str, str]]:
     """(path of the config, {dotted key: text}) of `--config=PATH --config.key=value` and `--config.key value`."""
+    given = _given(arguments)
+    path = given.pop("", None)
+    if path is None:
+        shipped = ", ".join(sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))) or "FILE.py"
+        raise ConfigError("no config is named", "command line", f"--config=FILE, one of {shipped}")
+    return path, given
+
+
+def _given(arguments: list[str]) -> dict[str, str]:
+    """{dotted key: text} of all `--config...` arguments, the config's path under ""."""
     given, rest = {}, list(arguments)
     while rest:
         head = rest.pop(0)
@@ -69,17 +96,13 @@ def split_arguments(arguments: list[str]) -> tuple[str, dict[str, str]]:
             if not rest or rest[0].startswith("--"):
                 raise ConfigError(f"{name} has no value", "command line", f"{name}=VALUE")
             value = rest.pop(0)
-        if name in given:
-            raise ConfigError(f"{name} is given twice: {given[name]!r} and {value!r}", "command line", "one of them")
-        given[name] = value
-    path = given.pop(PREFIX, None)
-    if path is None:
-        shipped = ", ".join(sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))) or "FILE.py"
-        raise ConfigError("no config is named", "command line", f"--config=FILE, one of {shipped}")
-    overrides = {name.removeprefix(PREFIX + "."): value for name, value in given.items()}
-    for name in overrides:
-        require_known(name)
-    return path, overrides
+        key = name.removeprefix(PREFIX).removeprefix(".")
+        if key in given:
+            raise ConfigError(f"{name} is given twice: {given[key]!r} and {value!r}", "command line", "one of them")
+        if key:
+            require_known(key)
+        given[key] = value
+    return given
 
 
 def load(path_and_arg: str) -> dict:

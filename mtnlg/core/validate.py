@@ -39,7 +39,7 @@ _RANGES = (
 
 def problems(config: schema.Config) -> list[str]:
     """One line for each value out of range, then for each contradiction: the keys, their values, and a value that would do."""
-    return [line for check in (_ranges, _model, _mesh, _log, _batch, _optimizer, _data, _sample) for line in check(config)]
+    return [line for check in (_ranges, _model, mesh_problems, _log, _batch, _optimizer, _data, _sample) for line in check(config)]
 
 
 def _ranges(config):
@@ -75,8 +75,8 @@ def _model(config):
         yield f"model.position_offset={model.position_offset} needs model.position=learned, not {model.position}"
 
 
-def _mesh(config):
-    """What one device holds must be a whole number of heads, columns, rows and places."""
+def mesh_problems(config: schema.Config):
+    """What one device holds must be a whole number of heads, columns, rows and places: a line for each that is not."""
     model, mesh = config.model, config.mesh
     if min(mesh.tensor, mesh.data, model.num_heads, model.d_model, model.vocab_multiple) < 1:
         return
@@ -116,7 +116,7 @@ def _log(config):
 def _batch(config):
     train, mesh = config.train, config.mesh
     shards = max(mesh.replica * mesh.data, 1)
-    size = train.microbatch_size or train.batch_size // shards
+    size = train.microbatch_size or max(train.batch_size // shards, 1)
     whole = size * shards
     sizes = {"train.batch_size": train.batch_size}
     if train.ramp_start_size is not None:
@@ -134,7 +134,8 @@ def _batch(config):
         yield f"train.ramp_samples={train.ramp_samples} needs train.ramp_start_size, which is none"
     for name, value in sizes.items():
         if whole < 1 or value % whole:
-            yield f"{name}={value} is no multiple of train.microbatch_size={size} x mesh.replica x mesh.data={shards}"
+            near = max(round(value / max(whole, 1)), 1) * whole
+            yield f"{name}={value} is no multiple of train.microbatch_size={size} x mesh.replica x mesh.data={shards}: take {near}"
     if train.compute_dtype == "float64" and train.param_dtype != "float64":
         yield "train.compute_dtype=float64 needs train.param_dtype=float64"
 

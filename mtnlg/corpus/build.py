@@ -7,11 +7,10 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
-from mtnlg.core import schema
+from mtnlg.core import files, lock, schema
 from mtnlg.core.errors import ConfigError, DataError
 from mtnlg.corpus import manifest, split
 from mtnlg.corpus.manifest import Prepared, PreparedSource, PreparedStore
-from mtnlg.data import files
 from mtnlg.data import tokenizer as tokenizers
 from mtnlg.data.store import Store, StoreWriter, paths
 from mtnlg.data.tokenizer import Tokenizer
@@ -23,7 +22,8 @@ _TRAINED = ("bpe", "unigram")
 def prepare(config: schema.Config, directory: str | pathlib.Path, *, progress: bool = True) -> Prepared:
     """Tokenises every source into `directory`: NAME.train and NAME.heldout (.bin, .idx, .json), `tokenizer/`, `manifest.json`.
 
-    A directory that is already prepared by the same config and sources is used as it is; a half-finished one is made anew.
+    A directory that is already prepared by the same config and sources is used as it is; a half-finished one is made anew. While
+    another process prepares it, we wait and then look again.
     progress: tell on stderr what is done, with a bar where it is a terminal.
 
     Raises ConfigError (a tokenizer with more than model.vocab_size tokens, or other tokens in the directory), DataError (see
@@ -33,13 +33,23 @@ def prepare(config: schema.Config, directory: str | pathlib.Path, *, progress: b
     say = _say if progress else lambda line: None
     given = None if config.data.tokenizer in _TRAINED else _load_tokenizer(config)
     wanted = manifest.fingerprint(config, given and given.sha256)
+    if prepared := _already(directory, wanted, say):
+        return prepared
+    files.make_folder(directory)
+    with lock.held(directory / "lock", lambda owner: say(f"{directory}: waiting for {owner}, which prepares it")):
+        return _already(directory, wanted, say) or _build(config, directory, given, wanted, say, progress)
+
+
+def _already(directory: pathlib.Path, wanted: dict, say) -> Prepared | None:
+    """What an earlier call finished, if it did. It needs no lock: the manifest comes last and at once."""
     prepared = manifest.read(directory, wanted)
     if prepared:
         _require_whole(prepared, directory)
         say(f"{directory}: already prepared, used as it is ({_describe(prepared.sources)})")
-        return prepared
-    with files.translate_errors(directory, 0):
-        directory.mkdir(parents=True, exist_ok=True)
+    return prepared
+
+
+def _build(config: schema.Config, directory: pathlib.Path, given: Tokenizer | None, wanted: dict, say, progress: bool) -> Prepared:
     surveys = [split.survey(source, config.data) for source in config.data.source]
     if given:
         tokenizer, path = given, given.save(directory / "tokenizer")
@@ -128,7 +138,7 @@ def _measure(prefix: pathlib.Path, tokenizer: Tokenizer) -> PreparedStore:
     """What a store holds. Raises DataError when another tokenizer made it, or its sidecar is gone."""
     store = Store(prefix, vocab_size=tokenizer.vocab_size)
     if not store.sidecar or store.sidecar["tokenizer_sha256"] != tokenizer.sha256:
-        raise DataError("the tokens are not of the tokenizer beside them", str(prefix), "a fresh data.directory")
+        raise DataError("the tokens are not of the tokenizer beside them", str(prefix), "--config.data.directory=NEW_FOLDER")
     digests = (_sha256(path) for path in paths(prefix)[:2])
     return PreparedStore(prefix, store.num_tokens, store.sidecar["num_bytes"], store.num_documents, *digests)
 

@@ -10,10 +10,9 @@ import pathlib
 import platform
 from dataclasses import dataclass
 
-from mtnlg.core import schema
+from mtnlg.core import files, schema
 from mtnlg.core.errors import ConfigError, DataError, MissingInput
 from mtnlg.corpus import sources, split
-from mtnlg.data import files
 
 FILE = "manifest.json"
 _FORMAT = 2  # of the split, the stores and this file: a prepared directory of another format is not reused
@@ -88,7 +87,7 @@ def write(directory: pathlib.Path, prepared: Prepared, wanted: dict) -> None:
     listed = [vars(s) | {"train": store(s.train), "heldout": store(s.heldout)} for s in prepared.sources]
     tokenizer = prepared.tokenizer.relative_to(directory).as_posix()
     content = json.dumps({"fingerprint": wanted, "tokenizer": tokenizer, "sources": listed}, indent=1)
-    files.write_whole(directory / FILE, (content + "\n").encode())
+    files.write_atomic(directory / FILE, content + "\n")
 
 
 def read(directory: pathlib.Path, wanted: dict) -> Prepared | None:
@@ -106,7 +105,7 @@ def read(directory: pathlib.Path, wanted: dict) -> Prepared | None:
             if held.get(key) != wanted.get(key)
         ]
         if differing:
-            cure = f"another data.directory, or delete {directory}"
+            cure = f"--config.data.directory=NEW_FOLDER, or delete {directory}"
             raise ConfigError(f"other tokens are prepared there: {'; '.join(differing)}", str(directory), cure)
     return load(directory)
 

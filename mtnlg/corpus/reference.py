@@ -68,7 +68,7 @@ def xz_bits_per_byte(heldout: Iterable[bytes]) -> float:
 
 def _per_byte(bits: float, num_bytes: int) -> float:
     if not num_bytes:
-        raise DataError("there is no held-out text to measure", "data.heldout_fraction", "a larger data.heldout_fraction")
+        raise DataError("there is no held-out text to measure", "data.heldout_fraction", "a larger --config.data.heldout_fraction")
     return bits / num_bytes
 
 

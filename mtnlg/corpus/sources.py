@@ -65,7 +65,7 @@ def documents(source: str, *, max_document_bytes: int, drops: Counter | None = N
         drops.update(dropped)
     if not found and dropped:
         counts = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
-        cure = f"a data.max_document_bytes above {max_document_bytes}" if dropped["too long"] else "text in UTF-8"
+        cure = f"a --config.data.max_document_bytes above {max_document_bytes}" if dropped["too long"] else "text in UTF-8"
         raise DataError(f"no document is left of {source}: {counts}", "data.source", cure)
     if not found:
         raise DataError(f"there is no text in {source}", "data.source", f"a source with {', '.join(SUFFIXES)}")

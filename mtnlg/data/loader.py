@@ -97,7 +97,9 @@ class Heldout:
         self._store, self._seq_len, self._border = store, seq_len, eod_id if reset_at_documents else None
         self.num_targets = store.num_tokens - 1
         if not self.num_targets:
-            raise DataError("a held-out stream of one token has nothing to predict", store.prefix, "a larger data.heldout_fraction")
+            raise DataError(
+                "a held-out stream of one token has nothing to predict", store.prefix, "a larger --config.data.heldout_fraction"
+            )
 
     def batches(self, batch_size: int, max_tokens: int | None = None) -> Iterator[dict[str, np.ndarray]]:
         """Batches [batch_size, L] of the first max_tokens targets (all of them if None); padding has weight 0 and segment 0."""

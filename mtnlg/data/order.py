@@ -52,7 +52,7 @@ class Feistel:
 def require_window(num_tokens: int, seq_len: int, name: str) -> None:
     """Raises DataError unless the stream `name` holds a window of seq_len + 1 tokens."""
     if num_tokens < seq_len + 1:
-        cure = f"more text, or model.seq_len={num_tokens - 1} at most" if num_tokens > 1 else "more text"
+        cure = f"--config.model.seq_len={num_tokens - 1} or less, or more text" if num_tokens > 1 else "more text"
         raise DataError(f"{num_tokens} tokens are less than one window of {seq_len + 1}", name, cure)
 
 

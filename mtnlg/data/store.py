@@ -20,8 +20,8 @@ import struct
 
 import numpy as np
 
+from mtnlg.core import files
 from mtnlg.core.errors import DataError, MissingInput
-from mtnlg.data import files
 
 MAGIC = b"MMIDIDX\0\0"
 VERSION = 1
@@ -65,9 +65,9 @@ class StoreWriter:
             "num_documents": 0,
             "num_bytes": 0,
         }
-        with files.translate_errors(self._bin, 0):
+        with files.writing(self._bin):
             self._bin.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(files.temporary(self._bin), "wb")  # noqa: SIM115 (closed in close)
+            self._file = open(files.draft(self._bin), "wb")  # noqa: SIM115 (closed in close)
 
     def add(self, ids, num_bytes: int = 0) -> None:
         """Appends a document: its ids, and the bytes of its original text. Raises DataError on an id outside the vocabulary."""
@@ -91,14 +91,14 @@ class StoreWriter:
         self._sidecar["num_documents"] = len(self._lengths)
         try:
             with self._errors():
-                self._file.flush()
-                os.fsync(self._file.fileno())
+                files.sync(self._file)
                 self._file.close()
-                files.write_synced(files.temporary(self._json), (json.dumps(self._sidecar, indent=1) + "\n").encode())
-                files.write_synced(files.temporary(self._idx), self._index())
+                files.write_synced(files.draft(self._json), json.dumps(self._sidecar, indent=1) + "\n")
+                files.write_synced(files.draft(self._idx), self._index())
                 self._idx.unlink(missing_ok=True)
                 for path in (self._bin, self._json, self._idx):
-                    os.replace(files.temporary(path), path)
+                    os.replace(files.draft(path), path)
+                files.sync_folder(self._bin.parent)
         finally:
             self._discard()
 
@@ -113,13 +113,13 @@ class StoreWriter:
 
     def _errors(self):
         size = self._sidecar["num_tokens"] * self._dtype.itemsize + 20 * len(self._lengths)
-        return files.translate_errors(self._bin, size)
+        return files.writing(self._bin, size)
 
     def _discard(self) -> None:
         with contextlib.suppress(OSError):  # a full disk refuses the last buffer once more
             self._file.close()
         for path in (self._bin, self._json, self._idx):
-            files.temporary(path).unlink(missing_ok=True)
+            files.draft(path).unlink(missing_ok=True)
 
     def _index(self) -> bytes:
         lengths = np.array(self._lengths, np.int32)
@@ -191,7 +191,7 @@ class Store:
             raise DataError(
                 f"ids go from {lowest} to {highest}, the vocabulary has {self.vocab_size}",
                 str(self._bin),
-                f"the tokenizer the data was made with, model.vocab_size={highest + 1}, or {_CURE}",
+                f"the tokenizer the data was made with, --config.model.vocab_size={highest + 1}, or {_CURE}",
             )
 
 

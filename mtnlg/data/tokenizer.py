@@ -7,8 +7,8 @@ import pathlib
 import re
 from collections.abc import Iterable
 
+from mtnlg.core import files
 from mtnlg.core.errors import DataError, MissingInput
-from mtnlg.data import files
 
 END_OF_DOCUMENT = "<|endoftext|>"
 SPACE = "\u2581"  # SentencePiece's spelling of a space
@@ -63,7 +63,7 @@ class Tokenizer(abc.ABC):
     def save(self, directory) -> pathlib.Path:
         """Writes the tokenizer's one file into the folder and returns its path, for `load`. Raises CannotWrite, TemporaryFailure."""
         path = pathlib.Path(directory) / self.file_name
-        files.write_whole(path, self._content)
+        _write(path, self._content)
         return path
 
 
@@ -202,8 +202,14 @@ def train(texts: Iterable[str], path, *, kind: str, vocab_size: int, max_bytes: 
     from mtnlg.data import training
 
     content = training.train_model(texts, str(path), kind=kind, vocab_size=vocab_size, max_bytes=max_bytes)
-    files.write_whole(pathlib.Path(path), content)
+    _write(pathlib.Path(path), content)
     return SentencePieceTokenizer(content, str(path))
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+    with files.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_atomic(path, content)
 
 
 def _read(path: pathlib.Path) -> bytes:

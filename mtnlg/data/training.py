@@ -92,10 +92,9 @@ def _respell(model: bytes) -> bytes:
 
 def _misfit(message: str, where: str, vocab_size: int) -> DataError:
     if too_high := re.search(r"set it to a value <= (\d+)", message):
-        return DataError(
-            f"the text has too few pieces for a vocabulary of {vocab_size}", where, f"model.vocab_size={too_high[1]}, or more text"
-        )
+        what = f"the text has too few pieces for a vocabulary of {vocab_size}"
+        return DataError(what, where, f"--config.model.vocab_size={too_high[1]}, or more text")
     if too_low := re.search(r"required_chars\. \d+ vs (\d+)", message):
         what = f"the text has too many different characters for a vocabulary of {vocab_size}"
-        return DataError(what, where, f"model.vocab_size={too_low[1]} or more")
-    return DataError(f"SentencePiece cannot train on this text: {message}", where, "another text or model.vocab_size")
+        return DataError(what, where, f"--config.model.vocab_size={too_low[1]} or more")
+    return DataError(f"SentencePiece cannot train on this text: {message}", where, "another text or --config.model.vocab_size")

@@ -15,6 +15,7 @@ from mtnlg.launch import processes
 from mtnlg.launch.processes import Job
 
 GRACE_SECS = 5.0  # between SIGTERM and SIGKILL, for the others when one process failed
+ONE_WISH_SECS = 1.0  # `timeout`, schedulers and terminals may send one signal twice, to a process and to its group
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -22,7 +23,8 @@ def run(command: list[str], num_processes: int, num_devices: int | None = None) 
     """Runs `command` num_processes times as one job; returns 0, or the exit code of the process that failed first.
 
     num_devices: virtual CPU devices of each process; None: whatever jax finds. Process 0 writes as if it were alone, the lines of
-    the others begin with `[1] `, `[2] `, ... A first SIGINT, SIGTERM or SIGHUP goes to every process, a second one ends them.
+    the others begin with `[1] `, `[2] `, ... A first SIGINT, SIGTERM or SIGHUP goes to every process; a second one, later
+    than ONE_WISH_SECS, ends them.
     """
     coordinator, children, copiers, ended = f"127.0.0.1:{_free_port()}", [], [], queue.SimpleQueue()
     with _forwarding(children):
@@ -91,14 +93,16 @@ def _copy(pipe, target, prefix: str) -> None:
 
 @contextlib.contextmanager
 def _forwarding(children: list[subprocess.Popen]) -> Iterator[None]:
-    received = []
+    received_secs = []
 
     def forward(number, frame):
-        received.append(number)
-        if len(received) == 1:
+        received_secs.append(time.monotonic())
+        if len(received_secs) == 1:
             for child in children:
                 child.send_signal(number)
-        elif len(received) == 2:
+        elif received_secs[-1] - received_secs[0] > ONE_WISH_SECS:
+            for again in _FORWARDED:
+                signal.signal(again, signal.SIG_IGN)  # the ending itself takes a while
             raise KeyboardInterrupt
 
     before = {number: signal.signal(number, forward) for number in _FORWARDED}

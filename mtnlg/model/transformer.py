@@ -71,17 +71,18 @@ def places_of(model: schema.Model, positions_BL, segment_ids_BL, dtype) -> Place
     return Places(positions_BL, segment_ids_BL, rotary)
 
 
-def embed(model: schema.Model, embedding: dict, tokens_BL, positions_BL, shard: TensorShard = WHOLE):
-    """Token rows plus, for learned positions, position rows: [B, L, D] in the table's dtype. Ids and positions are in range by contract.
+def embed(model: schema.Model, embedding: dict, tokens_BL, positions_BL, dtype, shard: TensorShard = WHOLE):
+    """Token rows plus, for learned positions, position rows: [B, L, D] in `dtype`. Ids and positions are in range by contract.
 
-    Where the vocabulary lies on several devices, each gives the rows that it has and zeros for the rest.
+    Where the vocabulary lies on several devices, each gives the rows that it has and zeros for the rest: their sum is exact in any
+    dtype, so they travel in the narrow one.
     """
     table_VD = embedding["tokens"]
     rows_BL = tokens_BL - shard.rank() * table_VD.shape[0]
     x_BLD = table_VD[rows_BL] if shard.size == 1 else _rows_or_zeros(table_VD, rows_BL)
-    x_BLD = shard.leave(x_BLD, "embedding, out of the rows of the vocabulary")
+    x_BLD = shard.leave(x_BLD.astype(dtype), "embedding, out of the rows of the vocabulary")
     if model.position == "learned":
-        x_BLD = x_BLD + embedding["positions"][shard.own_places(positions_BL, 1) + model.position_offset]
+        x_BLD = (x_BLD + embedding["positions"][shard.own_places(positions_BL, 1) + model.position_offset]).astype(dtype)
     return x_BLD
 
 
@@ -109,13 +110,15 @@ def own_groups(model: schema.Model, params: dict, shard: TensorShard) -> dict:
     return map_with_path(of, params)
 
 
-def _saved(primitive, *_, **__) -> bool:
+def _saved(primitive, *_, **parameters) -> bool:
     """The policy of a block that gathers: everything is saved but what was gathered, which is gathered again for the backward.
 
     That holds for weights (ZeRO-3) and for activations of all places (Korthikanti et al. 2022, section 4.2.2). A reshape of a weight is
     as large as the weight; one of an activation costs nothing to make again.
     """
-    return primitive.name not in ("all_gather", "reshape")
+    if primitive.name == "custom_vjp_call":  # the pairs of core/collectives.py
+        return not any(equation.primitive.name == "all_gather" for equation in parameters["call_jaxpr"].eqns)
+    return primitive.name != "reshape"
 
 
 def hidden(
@@ -138,7 +141,7 @@ def hidden(
     """
     dtype = dtype or compute_dtype(params)
     places = places_of(model, batch["positions"], batch["segment_ids"], dtype)
-    x_BLD = embed(model, params["embedding"], batch["tokens"], batch["positions"], shard).astype(dtype)
+    x_BLD = embed(model, params["embedding"], batch["tokens"], batch["positions"], dtype, shard)
     if dropout is not None:
         x_BLD = dropout.hidden(x_BLD, prng.EMBEDDING, model.dropout_hidden)
     block = Block(model, shard, recompute_core=recompute == "selective")
@@ -180,7 +183,7 @@ def hidden_cached(
         layer_params, layer = inputs
         return block.apply({"params": layer_params}, x_BLD, places, LayerCache(cache, layer, slots_BL)), None
 
-    start = (embed(model, params["embedding"], tokens_BL, positions_BL, shard).astype(dtype), cache)
+    start = (embed(model, params["embedding"], tokens_BL, positions_BL, dtype, shard), cache)
     (x_BLD, cache), _ = jax.lax.scan(body, start, (params["blocks"], jnp.arange(model.num_layers)))
     return final_norm(model, params, x_BLD), cache
 

@@ -6,8 +6,8 @@ import pathlib
 
 import numpy as np
 
+from mtnlg.core.files import write_atomic
 from mtnlg.run import metrics
-from mtnlg.run.files import write_atomic
 
 SIZE_INCHES, DOTS_PER_INCH = (10, 7.5), 120
 _SMOOTHING = 100  # the smoothed loss averages this part of the run's points to each side

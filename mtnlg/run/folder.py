@@ -1,16 +1,12 @@
 """A run's folder: one writer at a time, and a record of what was run."""
 
-import fcntl
 import json
-import os
 import pathlib
-import socket
 
 from mtnlg.core import config as config_files
-from mtnlg.core import schema
+from mtnlg.core import files, lock, schema
 from mtnlg.core.errors import CannotWrite, ConfigError, DataError, MissingInput
 from mtnlg.run import environment
-from mtnlg.run.files import write_atomic, write_error
 
 CONFIG = "config.json"
 
@@ -26,34 +22,16 @@ class RunFolder:
         self.path = pathlib.Path(workdir)
 
     def __enter__(self) -> "RunFolder":
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise write_error(error, self.path) from error
-        try:
-            self._take_lock()
-        except BaseException:
-            os.close(self._lock)
-            raise
+        files.make_folder(self.path)
+        self._lock = lock.held(self.path / "lock", self._refuse)
+        self._lock.__enter__()
         return self
 
     def __exit__(self, *_) -> None:
-        os.close(self._lock)
+        self._lock.__exit__(None, None, None)
 
-    def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(self._lock, 1000, 0).decode(errors="replace").strip() or "another process"
-            raise CannotWrite(f"this run is being written by {owner}", str(self.path), "stop it first, or another --workdir") from None
-        except OSError as error:
-            raise CannotWrite(f"this folder cannot be locked: {error.strerror}", str(self.path), "--workdir on a local disk") from error
-        try:
-            os.ftruncate(self._lock, 0)
-            os.pwrite(self._lock, f"{os.getpid()}@{socket.gethostname()} since {environment.now()}\n".encode(), 0)
-        except OSError as error:
-            raise write_error(error, self.path / "lock") from error
+    def _refuse(self, owner: str) -> None:
+        raise CannotWrite(f"this run is being written by {owner}", str(self.path), "stop it first, or another --workdir") from None
 
     def owner(self) -> str:
         """Who holds the folder, as its lock file says here; a process on another file system sees somebody else, or nobody."""
@@ -104,17 +82,13 @@ def change_table(changed: dict[str, tuple]) -> str:
 
 
 def _write_and_keep_old(path: pathlib.Path, text: str) -> None:
-    try:
-        before = path.read_bytes()
-    except FileNotFoundError:
-        before = None
-    except OSError as error:
-        raise write_error(error, path) from error
+    with files.writing(path):
+        before = path.read_bytes() if path.exists() else None
     if before == text.encode():
         return
     if before is not None:
         number = 1
         while (old := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
             number += 1
-        write_atomic(old, before)
-    write_atomic(path, text)
+        files.write_atomic(old, before)
+    files.write_atomic(path, text)

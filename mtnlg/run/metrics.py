@@ -5,7 +5,7 @@ import math
 import pathlib
 
 from mtnlg.core.errors import DataError, MissingInput
-from mtnlg.run.files import AppendFile, write_atomic
+from mtnlg.core.files import AppendFile, write_atomic
 from mtnlg.run.tensorboard import TensorBoard
 
 

@@ -9,7 +9,7 @@ import socket
 import struct
 import time
 
-from mtnlg.run.files import AppendFile, write_error
+from mtnlg.core.files import AppendFile, make_folder
 
 
 class TensorBoard:
@@ -17,10 +17,7 @@ class TensorBoard:
 
     def __init__(self, directory):
         directory = pathlib.Path(directory)
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise write_error(error, directory) from error
+        make_folder(directory)
         self._file = AppendFile(directory / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}")
         self._append(file_version="brain.Event:2")
 

@@ -77,5 +77,5 @@ def require_finite(report: Report) -> None:
     for name in ("loss", "grad_norm"):
         value = float(report.metrics[name])
         if not math.isfinite(value):
-            cure = "a lower optimizer.learning_rate; the last checkpoint is untouched"
+            cure = "a lower --config.optimizer.learning_rate; the last checkpoint is untouched"
             raise NumericalError(f"{name} is {value}", f"step {report.position.step}", cure)

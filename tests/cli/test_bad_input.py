@@ -37,7 +37,11 @@ USAGE = {
     "an unknown argument": (["config", DEMO, "--wat=3"], "unknown argument '--wat=3' (command line). Try: --help"),
     "an unknown argument of generate": (
         ["generate", "--prompt=a", "--model=b", "--wat"],
-        "unknown argument '--wat' (command line). Try: mtnlg generate --help",
+        "unknown argument '--wat' (command line). Try: --help",
+    ),
+    "a key that generate does not take": (
+        ["generate", "--prompt=a", "--model=b", "--config.train.num_steps=3"],
+        "unknown argument '--config.train.num_steps' (command line). Try: --config.mesh.KEY=VALUE, or --help",
     ),
     "no config": (["train", "--workdir=runs/x"], f"no config is named (command line). Try: --config=FILE, one of {SHIPPED}"),
     "two configs": (
@@ -267,7 +271,8 @@ def test_a_tokenizer_larger_than_the_vocabulary(stderr_of, tmp_path):
 @pytest.mark.parametrize("verb", ["train", "demo"])
 def test_a_workdir_below_a_file(stderr_of, tmp_path, verb):
     (tmp_path / "file").write_text("")
-    line = f"cannot write: Not a directory ({tmp_path / 'file' / 'run'}). Try: another --workdir, or its owner's permission"
+    cure = "another --workdir or --config.data.directory, or its owner's permission"
+    line = f"cannot write: Not a directory ({tmp_path / 'file' / 'run'}). Try: {cure}"
     assert stderr_of(verb, DEMO, f"--workdir={tmp_path / 'file' / 'run'}") == (line, 73)
 
 

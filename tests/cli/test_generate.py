@@ -24,8 +24,8 @@ class Echo:
 def echo(monkeypatch):
     model = Echo()
 
-    def from_pretrained(path):
-        model.path = path
+    def from_pretrained(path, mesh):
+        model.path, model.mesh = path, mesh
         return model
 
     monkeypatch.setattr(lm, "from_pretrained", from_pretrained)

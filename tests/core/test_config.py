@@ -125,6 +125,31 @@ def test_each_contradiction_is_found(name):
     assert any(message in line for line in validate.problems(configs.from_flat(values)))
 
 
+MESHES = (
+    ({"mesh.tensor": 3}, "model.num_heads=4 does not divide by mesh.tensor=3: take mesh.tensor=2"),
+    ({"mesh.tensor": 2, "model.d_ff": 33}, "model.d_ff=33 does not divide by mesh.tensor=2: take mesh.tensor=1"),
+    ({"mesh.tensor": 4, "model.vocab_size": 9, "model.vocab_multiple": 1}, "the padded vocabulary of 9 does not divide by mesh.tensor=4"),
+    ({"mesh.tensor": 4, "model.seq_len": 30, "mesh.sequence_parallel": True}, "model.seq_len=30 does not divide by mesh.tensor=4"),
+    ({"mesh.tensor": 4, "model.num_heads": 12, "model.head_dim": 8, "model.num_kv_heads": 6}, "num_kv_heads=6 neither divides by"),
+    ({"mesh.data": 3, "train.batch_size": 3}, "model.d_model=256 does not divide by mesh.data=3, as mesh.zero=1 needs"),
+    ({"mesh.data": 2, "mesh.pipe": 2, "mesh.zero": 3}, "mesh.zero=3 would gather every weight for every microbatch"),
+    (
+        {"mesh.data": 4, "mesh.replica": 8},
+        "train.batch_size=16 is no multiple of train.microbatch_size=1 x mesh.replica x mesh.data=32: take 32",
+    ),
+)
+
+
+@pytest.mark.parametrize(("values", "message"), MESHES)
+def test_each_mesh_that_does_not_fit_is_found(values, message):
+    assert any(message in line for line in validate.problems(configs.from_flat(dict(values))))
+
+
+@pytest.mark.parametrize("values", [{"mesh.data": 3, "mesh.zero": 0, "train.batch_size": 3}, {"mesh.tensor": 4, "model.num_kv_heads": 2}])
+def test_a_mesh_that_fits(values):
+    assert validate.problems(configs.from_flat(values)) == []
+
+
 OUT_OF_RANGE = {
     "must be at least 1": {"model.vocab_size": 0, "model.num_heads": 0, "model.d_model": -3, "mesh.data": 0, "eval.max_tokens": 0}
     | {"data.tokenizer_train_bytes": 0, "train.ramp_start_size": 0, "model.head_dim": 0},

@@ -1,11 +1,15 @@
+import concurrent.futures
 import itertools
 import json
 import random
 import re
+import subprocess
+import sys
 import tracemalloc
 
 import pytest
 
+from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError, DataError, MissingInput
 from mtnlg.corpus import build, manifest
 from mtnlg.corpus.build import heldout_text, prepare, train_text
@@ -99,7 +103,7 @@ def test_another_config_is_refused_and_nothing_is_touched(tmp_path, corpus, key,
         prepare(corpus.config(**CHANGES[key](corpus)), tmp_path / "out", progress=False)
     said = str(error.value)
     assert said.count(" there, ") == 1 and f"{key} is " in said
-    assert str(tmp_path / "out") in said and "another data.directory, or delete" in said
+    assert str(tmp_path / "out") in said and "--config.data.directory=NEW_FOLDER, or delete" in said
     assert contents(tmp_path / "out") == before
 
 
@@ -150,7 +154,7 @@ def test_a_tokenizer_smaller_than_the_model_is_told(tmp_path, corpus, tokenizer_
 def test_a_text_too_small_for_the_vocabulary_names_one_that_works(tmp_path, corpus):
     with pytest.raises(DataError) as error:
         prepare(corpus.config(vocab_size=5000), tmp_path / "out", progress=False)
-    size = int(re.search(r"Try: model.vocab_size=(\d+)", str(error.value))[1])
+    size = int(re.search(r"Try: --config.model.vocab_size=(\d+)", str(error.value))[1])
     assert prepare(corpus.config(vocab_size=size), tmp_path / "out", progress=False).sources
 
 
@@ -185,3 +189,46 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, tokenizer_path, monkeypa
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.3 * peaks[0] + 100_000, peaks
+
+
+PREPARE_WHEN_TOLD = """
+import sys
+from mtnlg.corpus import build
+
+def told(*arguments):
+    print("holds the lock", flush=True)
+    sys.stdin.readline()
+    return original(*arguments)
+
+original, build._build = build._build, told
+source, tokenizer, out = sys.argv[1:]
+config = build.schema.Config(model=build.schema.Model(vocab_size=320), data=build.schema.Data(source=(source,), tokenizer=tokenizer))
+build.prepare(config, out)
+"""
+
+
+def test_the_second_of_two_waits_and_finds_everything_prepared(tmp_path, corpus, tokenizer_path, monkeypatch, capfd):
+    config = schema.Config(model=schema.Model(vocab_size=320), data=schema.Data(source=(str(corpus.lined),), tokenizer=tokenizer_path))
+    command = [sys.executable, "-c", PREPARE_WHEN_TOLD, str(corpus.lined), tokenizer_path, str(tmp_path / "out")]
+    monkeypatch.setattr(build, "_build", lambda *_: pytest.fail("prepared twice"))
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as first,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        assert first.stdout.readline() == "holds the lock\n"
+        second, said = pool.submit(prepare, config, tmp_path / "out"), ""
+        while f"out: waiting for {first.pid}@" not in said and not second.done():
+            said += capfd.readouterr().err
+        first.communicate("\n", timeout=60)
+        assert second.result(timeout=60).sources[0].train.num_tokens > 0
+    said += capfd.readouterr().err
+    assert re.search(r"waiting for \d+@\S+ since \S+, which prepares it\n.*out: already prepared", said)
+
+
+def test_a_prepared_directory_is_used_without_its_lock(tmp_path, corpus, tokenizer_path):
+    """As on a read-only disk."""
+    config = corpus.config(tokenizer=tokenizer_path)
+    prepared = prepare(config, tmp_path / "out", progress=False)
+    (tmp_path / "out" / "lock").unlink()
+    assert prepare(config, tmp_path / "out", progress=False) == prepared
+    assert not (tmp_path / "out" / "lock").exists()

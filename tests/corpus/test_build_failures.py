@@ -4,10 +4,11 @@ import struct
 
 import pytest
 
+from mtnlg.core import files
 from mtnlg.core.errors import CannotWrite, ConfigError, DataError, MissingInput, TemporaryFailure
 from mtnlg.corpus import manifest
 from mtnlg.corpus.build import prepare
-from mtnlg.data import files, store
+from mtnlg.data import store
 
 
 class SmallDisk:
@@ -58,7 +59,7 @@ def test_a_full_disk_is_temporary_and_harms_nothing(tmp_path, corpus, tokenizer_
     other = dataclasses.replace(config, data=dataclasses.replace(config.data, heldout_fraction=0.5))
     with monkeypatch.context() as patch:
         fill_disk(patch, place)
-        with pytest.raises(TemporaryFailure, match="no space left.*Try: free some space"):
+        with pytest.raises(TemporaryFailure, match="no room to write.*Try: free some space"):
             prepare(config, tmp_path / "new", progress=False)
         with pytest.raises(ConfigError):
             prepare(other, tmp_path / "out", progress=False)

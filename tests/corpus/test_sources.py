@@ -102,7 +102,7 @@ def test_limit_is_on_the_line_without_its_end(tmp_path, end):
     line = b'{"text": "a"}'
     (tmp_path / "a.jsonl").write_bytes(line + end)
     assert read(tmp_path, limit=len(line)) == [("a.jsonl:1", "a")]
-    with pytest.raises(DataError, match=r"1 too long \(data.source\). Try: a data.max_document_bytes above 12"):
+    with pytest.raises(DataError, match=r"1 too long \(data.source\). Try: a --config.data.max_document_bytes above 12"):
         read(tmp_path, limit=len(line) - 1)
 
 

@@ -156,7 +156,7 @@ def test_heldout_scores_each_token_once(stores, seq_len, batch_size, limit):
 
 
 def test_heldout_of_one_token(tmp_path):
-    with pytest.raises(DataError, match=r"one token.*Try: a larger data\.heldout_fraction"):
+    with pytest.raises(DataError, match=r"one token.*Try: a larger --config\.data\.heldout_fraction"):
         make_heldout(make_store(tmp_path, "s", [[1]]), seq_len=4)
 
 

@@ -1,4 +1,4 @@
-"""megatron-core itself as the judge, where it is installed (`pip install torch megatron-core`; no CUDA is needed)."""
+"""megatron-core itself as the judge, where it is installed (`make test-slow` does that; no CUDA is needed)."""
 
 import numpy as np
 import pytest

@@ -134,7 +134,7 @@ def test_max_bytes_bounds_what_is_read(tmp_path):
 @pytest.mark.parametrize("text, vocab_size, reason", [(TEXT, 100, "too many different"), ("the cat sat on the mat. " * 9, 9000, "too few")])
 def test_an_unfitting_vocabulary_is_refused_with_one_that_fits(tmp_path, kind, text, vocab_size, reason):
     path = tmp_path / "m.model"
-    with pytest.raises(DataError, match=rf"{reason}.*{re.escape(str(path))}.*Try: model\.vocab_size=\d+") as caught:
+    with pytest.raises(DataError, match=rf"{reason}.*{re.escape(str(path))}.*Try: --config\.model\.vocab_size=\d+") as caught:
         tokenizer.train([text], path, kind=kind, vocab_size=vocab_size, max_bytes=10**6)
     assert not path.exists()
     named = int(re.search(r"model\.vocab_size=(\d+)", str(caught.value))[1])

@@ -119,14 +119,16 @@ print("got", len(got))
     assert sorted(out.splitlines()) == ["[1] got 1", "got 1"]
 
 
-def test_a_second_signal_ends_what_hangs():
+def test_a_later_second_signal_ends_what_hangs():
     launched = launch(STUBBORN.format(action="signal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('deaf', flush=True)"))
     pids = []
     for _ in range(4):
         line = launched.stdout.readline()
         pids += map(int, re.findall(r"pid (\d+)", line))
     launched.send_signal(signal.SIGINT)
-    time.sleep(0.3)
+    time.sleep(0.2)
+    launched.send_signal(signal.SIGINT)  # the same wish, said again
+    time.sleep(1.3)
     assert launched.poll() is None
     launched.send_signal(signal.SIGINT)
     launched.communicate(timeout=GRACE_SECS + 5)

@@ -80,7 +80,7 @@ def state_of(config, workdir, step) -> dict:
     """Every array of a checkpoint, restored onto four devices of this process."""
     abstract, step_dir = states.abstract(config, meshes.make(config.mesh)), pathlib.Path(workdir) / "checkpoints" / str(step)
     checkpoint.require_good(step_dir)
-    parts = {part: checkpoint.load(step_dir, part, getattr(abstract, part)) for part in ("params", "optimizer")}
+    parts = {part: checkpoint.load(step_dir, part, getattr(abstract, part), config) for part in ("params", "optimizer")}
     return {name: np.asarray(leaf) for name, leaf in checkpoint.by_path(parts).items()}
 
 

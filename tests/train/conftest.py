@@ -1,8 +1,39 @@
-"""Whole runs need no measured peak: its seconds are not what these tests are about."""
+"""Runs of a tiny model. Their peak is not measured: its seconds are not what these tests are about."""
 
 import pytest
 
+from mtnlg.core import config as configs
 from mtnlg.train import peak
+
+TINY = {
+    "model.num_layers": "1",
+    "model.d_model": "16",
+    "model.num_heads": "2",
+    "model.seq_len": "16",
+    "model.vocab_size": "300",
+    "train.batch_size": "4",
+    "train.num_steps": "6",
+    "optimizer.learning_rate": "0.01",
+    "checkpoint.every_steps": "3",
+    "checkpoint.keep_last": "9",
+    "log.every_steps": "1",
+    "log.tensorboard": "false",
+    "sample.max_new_tokens": "4",
+    "data.heldout_fraction": "0.2",
+}
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A function: the resolved config of a tiny model with these changes, a dot in a key written as two underscores."""
+    default = tmp_path_factory.mktemp("tiny") / "default.json"
+    default.write_text("{}")
+
+    def resolved(**changes):
+        values = TINY | {name.replace("__", "."): value for name, value in changes.items()}
+        return configs.resolve([f"--config={default}", *(f"--config.{name}={value}" for name, value in values.items())])
+
+    return resolved
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ from collections import Counter
 import pytest
 
 from mtnlg import pretrain
-from mtnlg.core import config as configs
 from mtnlg.data.store import Store
 from mtnlg.model import count
 from mtnlg.run import metrics
@@ -16,24 +15,12 @@ from mtnlg.train import dry_run
 
 PROMPTS = ("the ", "seven")
 MAX_TOKENS = 150  # on the way; more than `small` holds out, less than `large` does
-TINY = {
-    "model.num_layers": "1",
-    "model.d_model": "16",
-    "model.num_heads": "2",
-    "model.seq_len": "16",
-    "model.vocab_size": "300",
-    "train.batch_size": "4",
-    "train.num_steps": "6",
-    "optimizer.learning_rate": "0.01",
-    "checkpoint.every_steps": "3",
-    "log.every_steps": "1",
-    "log.tensorboard": "false",
-    "eval.every_steps": "2",
-    "eval.max_tokens": str(MAX_TOKENS),
-    "sample.every_steps": "3",
-    "sample.prompts": ",".join(PROMPTS),
-    "sample.max_new_tokens": "4",
-    "data.heldout_fraction": "0.3",
+REPORTS = {
+    "eval__every_steps": "2",
+    "eval__max_tokens": str(MAX_TOKENS),
+    "sample__every_steps": "3",
+    "sample__prompts": ",".join(PROMPTS),
+    "data__heldout_fraction": "0.3",
 }
 
 
@@ -44,19 +31,13 @@ def folder(tmp_path_factory):
     for name, words, num_documents in (("small", "the quick brown fox", 8), ("large", "seven wizards with quartz or none", 40)):
         texts = [" ".join(words.split()[(i * n) % len(words.split())] for i in range(30)) for n in range(1, num_documents + 1)]
         (folder / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    (folder / "default.json").write_text("{}")
     return folder
 
 
 @pytest.fixture(scope="module")
-def resolve(folder):
-    def resolved(**changes):
-        sources = ",".join(str(folder / f"{name}.jsonl") for name in ("small", "large"))
-        values = TINY | {"data.source": sources, "data.directory": str(folder / "tokens")}
-        values |= {name.replace("__", "."): value for name, value in changes.items()}
-        return configs.resolve([f"--config={folder / 'default.json'}", *(f"--config.{n}={v}" for n, v in values.items())])
-
-    return resolved
+def resolve(tiny, folder):
+    sources = ",".join(str(folder / f"{name}.jsonl") for name in ("small", "large"))
+    return lambda **changes: tiny(**REPORTS | {"data__source": sources, "data__directory": str(folder / "tokens")} | changes)
 
 
 @pytest.fixture(scope="module")

@@ -12,27 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from mtnlg import checkpoint, pretrain
-from mtnlg.core import config as configs
-from mtnlg.core.errors import CannotWrite, DataError, NumericalError, TemporaryFailure
+from mtnlg import checkpoint, lm, pretrain
+from mtnlg.core import files, schema
+from mtnlg.core.errors import CannotWrite, ConfigError, DataError, NumericalError, TemporaryFailure
+from mtnlg.parallel import mesh as meshes
 from mtnlg.run import metrics
-
-TINY = {
-    "model.num_layers": "1",
-    "model.d_model": "16",
-    "model.num_heads": "2",
-    "model.seq_len": "16",
-    "model.vocab_size": "300",
-    "train.batch_size": "4",
-    "train.num_steps": "6",
-    "optimizer.learning_rate": "0.01",
-    "checkpoint.every_steps": "3",
-    "checkpoint.keep_last": "9",
-    "log.every_steps": "1",
-    "log.tensorboard": "false",
-    "sample.max_new_tokens": "4",
-    "data.heldout_fraction": "0.2",
-}
+from mtnlg.train import state as states
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +28,6 @@ def source(tmp_path_factory):
     random = np.random.default_rng(0)
     lines = [json.dumps({"text": " ".join(random.choice(words, 60))}) for _ in range(40)]
     (folder / "docs.jsonl").write_text("\n".join(lines))
-    (folder / "default.json").write_text("{}")
     return folder
 
 
@@ -52,15 +36,9 @@ def prepared(source, tmp_path_factory):
     return tmp_path_factory.mktemp("tokens")
 
 
-@pytest.fixture
-def resolve(source, prepared):
-    def resolved(**changes):
-        values = TINY | {"data.source": str(source / "docs.jsonl"), "data.directory": str(prepared)}
-        values |= {name.replace("__", "."): value for name, value in changes.items()}
-        arguments = [f"--config={source / 'default.json'}", *(f"--config.{name}={value}" for name, value in values.items())]
-        return configs.resolve(arguments)
-
-    return resolved
+@pytest.fixture(scope="module")
+def resolve(tiny, source, prepared):
+    return lambda **changes: tiny(**{"data__source": str(source / "docs.jsonl"), "data__directory": str(prepared)} | changes)
 
 
 def arrays(workdir, step):
@@ -83,16 +61,14 @@ def losses(workdir):
 
 
 @pytest.fixture(scope="module")
-def whole(source, prepared, tmp_path_factory):
+def whole(resolve, tmp_path_factory):
     """A run of six steps without a stop."""
     workdir = tmp_path_factory.mktemp("whole")
-    values = TINY | {"data.source": str(source / "docs.jsonl"), "data.directory": str(prepared)}
-    config = configs.resolve([f"--config={source / 'default.json'}", *(f"--config.{n}={v}" for n, v in values.items())])
-    pretrain.pretrain(config, str(workdir), {})
+    pretrain.pretrain(resolve(), str(workdir), {})
     return workdir
 
 
-def test_three_steps_and_three_more_are_six_bit_for_bit(whole, resolve, tmp_path, monkeypatch):
+def test_three_steps_and_three_more_are_six_bit_for_bit(whole, resolve, tmp_path, monkeypatch, capfd):
     """The first start is stopped by SIGTERM after three steps; the second finds its own way."""
     seen = []
     original = pretrain.Run.report
@@ -106,6 +82,7 @@ def test_three_steps_and_three_more_are_six_bit_for_bit(whole, resolve, tmp_path
     monkeypatch.setattr(pretrain.Run, "report", stop_at_three)
     stopped = pretrain.pretrain(resolve(), str(tmp_path), {})
     assert (stopped.finished, stopped.position.step) == (False, 3)
+    assert capfd.readouterr().err.count(f"mtnlg: SIGTERM: {pretrain.STOPS}; a second signal ends it at once") == 1
     finished = pretrain.pretrain(resolve(), str(tmp_path), {})
     assert finished.finished
     assert seen == [1, 2, 3, 4, 5, 6]
@@ -167,6 +144,22 @@ def test_stopped_at_a_step_that_is_being_saved_saves_it_once(resolve, tmp_path, 
     assert saved == [3]
 
 
+def test_a_signal_before_the_first_step_saves_too(resolve, tmp_path, monkeypatch, capfd):
+    original = pretrain.steps.make
+    monkeypatch.setattr(pretrain.steps, "make", lambda *arguments: [original(*arguments), signal.raise_signal(signal.SIGINT)][0])
+    assert pretrain.pretrain(resolve(), str(tmp_path), {}).position.step == 0
+    assert checkpoint.whole_steps(tmp_path / "checkpoints") == [0]
+    assert f"mtnlg: SIGINT: {pretrain.STOPS}" in capfd.readouterr().err
+
+
+def test_a_signal_during_the_final_evaluation_lets_it_end(resolve, tmp_path, monkeypatch, capfd):
+    original = pretrain.Run.evaluate
+    monkeypatch.setattr(pretrain.Run, "evaluate", lambda *arguments: [signal.raise_signal(signal.SIGTERM), original(*arguments)][1])
+    result = pretrain.pretrain(resolve(), str(tmp_path), {})
+    assert result.finished and result.heldout
+    assert f"mtnlg: SIGTERM: {pretrain.ENDS}" in capfd.readouterr().err
+
+
 def test_what_an_interrupted_save_or_deletion_left_is_cleared(resolve, tmp_path):
     for name in ("3.saving", "3.saving.orbax-checkpoint-tmp", "2.deleting"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
@@ -175,19 +168,33 @@ def test_what_an_interrupted_save_or_deletion_left_is_cleared(resolve, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"), [(PermissionError(13, "Permission denied"), CannotWrite), (TypeError("not JSON serializable"), TypeError)]
+    ("error", "kind"),
+    [
+        (PermissionError(13, "Permission denied"), CannotWrite),
+        (TypeError("not JSON serializable"), TypeError),
+        (ValueError("RESOURCE_EXHAUSTED: writing 5 bytes"), TemporaryFailure),
+    ],
 )
 def test_only_a_full_disk_is_temporary(error, kind, tmp_path):
     with pytest.raises(kind), checkpoint._disk_errors(tmp_path, 24):
         raise error
 
 
-def test_another_model_in_the_same_folder_names_the_leaves(whole, resolve, tmp_path):
+def test_another_model_in_the_same_folder_names_keys_and_leaves(whole, resolve, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
-    with pytest.raises(DataError, match=r"mlp/up/kernel: stored \(1, 16, 64\) float32, wanted \(1, 16, 32\)"):
-        pretrain.pretrain(resolve(model__d_ff="32"), str(tmp_path / "run"), {})
+    with pytest.raises(DataError) as error:
+        pretrain.pretrain(resolve(model__d_ff="32", model__norm="rmsnorm", train__batch_size="2"), str(tmp_path / "run"), {})
+    _, *keys, leaf = str(error.value).splitlines()[:4]
+    assert keys == ["  - model.d_ff: stored None, here 32", "  - model.norm: stored layernorm, here rmsnorm"]
+    assert leaf.startswith("  - blocks/") and "mlp/up/kernel: stored (1, 16, 64) float32, wanted (1, 16, 32)" in str(error.value)
+    assert str(error.value).endswith("Try: --config.model.d_ff=None --config.model.norm=layernorm")
     assert (tmp_path / "run" / "config.json").read_bytes() == (whole / "config.json").read_bytes(), "a refused start leaves no trace"
     assert not (tmp_path / "run" / "config.1.json").exists()
+
+
+def test_weights_of_another_model_name_its_keys(whole, resolve, tmp_path):
+    with pytest.raises(DataError, match=r"  - model.d_ff: stored None, here 32\n(.|\n)*Try: --config.model.d_ff=None$"):
+        pretrain.pretrain(resolve(model__d_ff="32", init__from=str(whole)), str(tmp_path), {})
 
 
 def test_weights_only_start_has_a_fresh_optimizer_and_step_zero(whole, resolve, tmp_path):
@@ -220,16 +227,15 @@ def test_one_compile_for_the_whole_ramp_and_accumulation_counts(resolve, tmp_pat
 
 def test_a_full_disk_leaves_the_older_checkpoint(resolve, tmp_path, monkeypatch):
     """The manifest of the second checkpoint meets a full disk."""
-    original, calls = checkpoint._write, []
+    original = files.write_synced
 
     def write(path, text):
-        calls.append(path)
         if path.parent.name == "6.saving":
             raise OSError(28, "No space left on device")
         original(path, text)
 
-    monkeypatch.setattr(checkpoint, "_write", write)
-    with pytest.raises(TemporaryFailure, match=r"disk is full .*6\.saving.*free \d+ bytes"):
+    monkeypatch.setattr(files, "write_synced", write)
+    with pytest.raises(TemporaryFailure, match=r"no room to write.*\d+ bytes at least are needed.*6\.saving"):
         pretrain.pretrain(resolve(), str(tmp_path), {})
     assert checkpoint.whole_steps(tmp_path / "checkpoints") == [3]
     assert checkpoint.problems(tmp_path / "checkpoints" / "3") == []
@@ -280,3 +286,59 @@ def test_bf16_trains(resolve, tmp_path):
     assert result.finished
     assert all(leaf.dtype == np.float32 for name, leaf in arrays(tmp_path, 6).items() if name.startswith("params/"))
     assert jax.devices()[0].platform == "cpu"
+
+
+# Meshes
+
+MESHES = {
+    "tensor": {"mesh__tensor": 2, "mesh__sequence_parallel": "true"},
+    "shards": {"mesh__data": 4, "mesh__zero": 3},
+    "all": {"mesh__replica": 2, "mesh__data": 2, "mesh__tensor": 2, "mesh__zero": 2, "train__microbatch_size": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def on_the_mesh(resolve, tmp_path_factory):
+    """A run of six steps on every axis at once, in another order of sums than `whole`."""
+    workdir = tmp_path_factory.mktemp("mesh")
+    pretrain.pretrain(resolve(**MESHES["all"]), str(workdir), {})
+    return workdir
+
+
+def test_a_run_on_a_mesh_reads_and_learns_the_same(whole, on_the_mesh):
+    """The same samples in the same order: float noise is all that differs, and in the end the held-out loss is the same."""
+    np.testing.assert_allclose(losses(on_the_mesh), losses(whole), rtol=1e-5)
+    heldout = [
+        [line["heldout_loss"] for line in metrics.read(f"{run}/metrics.jsonl") if "heldout_loss" in line] for run in (whole, on_the_mesh)
+    ]
+    np.testing.assert_allclose(*heldout, rtol=1e-5)
+
+
+@pytest.mark.parametrize("other", ["tensor", "shards"])
+def test_a_checkpoint_goes_on_on_another_mesh(resolve, on_the_mesh, whole, tmp_path, other):
+    """Stopped on one mesh, resumed on another: the restored state is bit for bit what was stored, and the samples are the same."""
+    workdir = shutil.copytree(on_the_mesh, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    config = resolve(**MESHES[other])
+    mesh = meshes.make(config.mesh)
+    state = states.abstract(config, mesh)
+    step_dir = workdir / "checkpoints" / "3"
+    restored = {part: checkpoint.load(step_dir, part, getattr(state, part), config) for part in state._fields}
+    require_same({name: np.asarray(leaf) for name, leaf in checkpoint.by_path(restored).items()}, arrays(workdir, 3))
+    down = restored["params"]["blocks"]["mlp"]["down"]["kernel"]
+    assert down.addressable_shards[0].data.size * (2 if other == "tensor" else 4) == down.size
+    pretrain.pretrain(config, str(workdir), {})
+    np.testing.assert_allclose(losses(workdir), losses(whole), rtol=1e-5)
+
+
+def test_a_model_is_talked_to_on_any_mesh(on_the_mesh):
+    """One device is enough for what was trained on eight, and four say the same."""
+    alone, spread = lm.from_pretrained(on_the_mesh), lm.from_pretrained(on_the_mesh, schema.Mesh(data=2, tensor=2))
+    assert alone.engine.mesh.size == 1 and spread.engine.mesh.size == 4
+    texts = [model.complete("the quick", max_new_tokens=6, temperature=0) for model in (alone, spread)]
+    assert texts[0] == texts[1] != ""
+
+
+def test_a_mesh_that_does_not_fit_the_model_is_refused(on_the_mesh):
+    with pytest.raises(ConfigError, match="model.num_heads=2 does not divide by mesh.tensor=4: take mesh.tensor=2"):
+        lm.from_pretrained(on_the_mesh, schema.Mesh(tensor=4))

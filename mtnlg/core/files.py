@@ -1,0 +1,111 @@
+"""Writing files so that a crash or a full disk never leaves half of one."""
+
+import contextlib
+import errno
+import os
+import pathlib
+import shutil
+
+from mtnlg.core.errors import CannotWrite, TemporaryFailure
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def writing(path, num_bytes: int = 0):
+    """Turns an OSError while `path` is written into what its user should read; num_bytes: what it needs at least, 0 if nobody knows.
+
+    Raises TemporaryFailure when the disk or the quota is full, CannotWrite for everything else.
+    """
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        if error.errno not in DISK_FULL:
+            cure = "another --workdir or --config.data.directory, or its owner's permission"
+            raise CannotWrite(f"cannot write: {why}", str(path), cure) from error
+        needed = f"; {num_bytes} bytes at least are needed, {_free_bytes(path)} are free" if num_bytes else ""
+        what = f"no room to write: {why}{needed}; what was there before is untouched"
+        raise TemporaryFailure(what, str(path), "free some space (or quota), then the same command again") from error
+
+
+def _free_bytes(path) -> int:
+    return shutil.disk_usage(next(p for p in pathlib.Path(path).absolute().parents if p.exists())).free
+
+
+def make_folder(path) -> None:
+    """Makes a folder and those above it, if need be. Raises CannotWrite or TemporaryFailure."""
+    with writing(path):
+        pathlib.Path(path).mkdir(parents=True, exist_ok=True)
+
+
+def draft(path: pathlib.Path) -> pathlib.Path:
+    """The name a file bears until it is whole. Always the same, so that what a crash leaves is overwritten: one writer at a time."""
+    return path.with_name(path.name + ".tmp")
+
+
+def write_synced(path, content: bytes | str) -> None:
+    """Writes (text as UTF-8) and waits for the disk. Raises OSError."""
+    with open(path, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        sync(file)
+
+
+def sync(file) -> None:
+    """Waits until an open file is on the disk. Raises OSError."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(path) -> None:
+    """Makes the names in a folder last through a power cut. Raises OSError."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_atomic(path, content: bytes | str) -> None:
+    """Puts `content` at `path`; whoever looks, even after a power cut, sees all of the old file or all of the new.
+
+    Raises CannotWrite or TemporaryFailure, and leaves no half file.
+    """
+    path = pathlib.Path(path)
+    with writing(path, len(content)):
+        try:
+            write_synced(draft(path), content)
+            os.replace(draft(path), path)
+            sync_folder(path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                draft(path).unlink()
+
+
+class AppendFile:
+    """A file that grows by whole records: one that does not fit leaves nothing behind.
+
+    Raises TemporaryFailure (no space) or CannotWrite, on opening and on appending.
+    """
+
+    def __init__(self, path):
+        self._path = path
+        with writing(path):
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+
+    def append(self, record: bytes) -> None:
+        """Adds one record and hands it to the kernel, so that it outlives this process."""
+        size_bytes = os.fstat(self._file).st_size
+        rest = memoryview(record)
+        with writing(self._path, len(record)):
+            try:
+                while rest:
+                    rest = rest[os.write(self._file, rest) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._file, size_bytes)
+                raise
+
+    def close(self) -> None:
+        """Gives the file back; nothing can be appended afterwards."""
+        os.close(self._file)

@@ -1,0 +1,126 @@
+"""What `mtnlg plan --explain-sharding` prints: where every parameter lies, and every collective of a step."""
+
+import math
+from collections import Counter, defaultdict
+
+from mtnlg.core import schema
+from mtnlg.parallel import mesh as meshes
+from mtnlg.plan import collectives, lowered, optimised, sharding
+
+SHORT = 1_000_000  # bytes that are written out
+
+
+def describe(config: schema.Config) -> str:
+    """Both tables with their totals. Raises ConfigError for tables that do not fit the config."""
+    mesh = config.mesh
+    degrees = ", ".join(f"{axis} {getattr(mesh, axis)}" for axis in meshes.AXES if getattr(mesh, axis) > 1) or "one device"
+    lines = [f"{config.name}: {degrees}; zero {mesh.zero}, sequence_parallel {mesh.sequence_parallel}. All bytes are of one device.", ""]
+    return "\n".join([*lines, *_sharding(config), "", *_collectives(config)])
+
+
+def _sharding(config: schema.Config) -> list[str]:
+    rows = sharding.rows(config)
+    head = ("parameter", "shape", "stored", "computed with", "bytes", "gradient", "Adam")
+    cells = [
+        (row.path, str(list(row.shape)), sharding.show(row.storage), sharding.show(row.compute), *map(size, _bytes_of(row))) for row in rows
+    ]
+    sums = [sum(column) for column in zip(*map(_bytes_of, rows), strict=True)]
+    lines = _table([head, *cells, ("all", "", "", "", *map(size, sums))], "<<<<>>>")
+    whole = (*sums, sum(sums))
+    names = ("parameters", "gradients while they accumulate", "Adam's moments", "together")
+    lines += ["", *_table([(f"  {name}", size(n), f"({n:,} bytes)") for name, n in zip(names, whole, strict=True)], "<>>")]
+    if config.mesh.pipe > 1:
+        layers = config.model.num_layers
+        lines.append(
+            f"mesh.pipe={config.mesh.pipe}: {layers // config.mesh.pipe} of {layers} layers are counted; pipeline parallelism is not there "
+            "yet, and what lies outside the layers is counted whole."
+        )
+    for path, axis, applies, reason in sharding.COPIED:
+        if getattr(config.mesh, axis) > 1 and applies(config) and any(row.path == path for row in rows):
+            lines.append(f"{path} is copied along {axis}: {reason}.")
+    return lines
+
+
+def _bytes_of(row: sharding.Row) -> tuple[int, int, int]:
+    return row.param_bytes, row.gradient_bytes, row.optimizer_bytes
+
+
+def _collectives(config: schema.Config) -> list[str]:
+    rows = collectives.predict(config)
+    microbatches = config.train.batch_size // config.microbatch_rows
+    a_step = f"a step of {microbatches} microbatch{'es' * (microbatches > 1)}"
+    if not rows:
+        return [f"No collectives in {a_step}: nothing is sharded."]
+    times, operands, sent = Counter(), defaultdict(set), Counter()
+    for row in rows:
+        one = row.collective
+        line = (row.part, one.kind, "+".join(one.axes), one.dtype, one.why)
+        times[line] += row.times
+        operands[line].add(one.num_bytes)
+        sent[line] += row.count * one.sent_bytes(config.mesh)
+    cells = [("in each", "collective", "over", "in", "times", "operand", "sent a step", "why")]
+    for line, number in times.items():
+        smallest, largest = min(operands[line]), max(operands[line])
+        operand = size(largest) if smallest == largest else f"{size(smallest)} to {size(largest)}"
+        cells.append((*line[:4], str(number), operand, size(sent[line]), line[4]))
+    tokens = f"{config.microbatch_rows // config.mesh.num_sample_shards} x {config.model.seq_len} tokens"
+    return [
+        f"Collectives of {a_step}, {tokens} on a device. Sent: by ring algorithms, which send",
+        "(n-1)/n of the whole for all_gather and reduce_scatter, twice that for all_reduce.",
+        "",
+        *_table(cells, "<<<<>>><"),
+        "",
+        *_summary(config, rows),
+    ]
+
+
+def _summary(config: schema.Config, rows: list[collectives.Row]) -> list[str]:
+    """A line on one layer of one microbatch, one on the step."""
+    a_layer = [row for row in rows if row.part.startswith("layer")]
+    in_words = []
+    for part in ("layer, forward", "layer, backward"):
+        kinds = Counter()
+        for row in a_layer:
+            kinds[row.collective.kind] += row.times * (row.part == part)
+        in_words.append(f"{part.split()[-1]} {' + '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()) if n) or 'none'}")
+    of_layer = sum(row.times * row.collective.sent_bytes(config.mesh) for row in a_layer)
+    of_step = sum(row.count * row.collective.sent_bytes(config.mesh) for row in rows)
+    number = sum(row.count for row in rows)
+    return [
+        f"A layer, each microbatch: {', '.join(in_words)}; a device sends {size(of_layer)}.",
+        f"A step: {number:,} collectives; a device sends {size(of_step)} ({of_step:,} bytes).",
+    ]
+
+
+def check(config: schema.Config) -> tuple[str, bool]:
+    """Lowers and compiles the step: (what was found, whether it is as predicted and outside `shard_map` only scalars travel)."""
+    mesh = meshes.make(config.mesh)
+    microbatches = config.train.batch_size // config.microbatch_rows
+    predicted, step = collectives.totals(collectives.predict(config)), lowered.lower(config, mesh)
+    asked = lowered.count(step, mesh, microbatches)
+    made = optimised.count(step.compile().as_text(), dict(mesh.shape), microbatches)
+    wrong = [
+        f"{one.why}: {one.kind} of {one.dtype} over {'+'.join(one.axes)}, {one.num_bytes:,} bytes: {asked[one]}, not {predicted[one]}"
+        for one in {**predicted, **asked}
+        if predicted[one] != asked[one]
+    ]
+    lines = [f"Checked on {math.prod(mesh.shape.values())} virtual CPU devices. The lowered step has {asked.total():,} collectives,"]
+    lines += ["but not those above:", *(f"  {line}" for line in wrong)] if wrong else ["exactly those above."]
+    lines += ["What XLA made of them:", *(f"  {line}" for line in optimised.differences(asked, made) or ["the same"])]
+    strangers = optimised.strangers(made)
+    lines += ["Outside shard_map more than scalars travels:", *(f"  {line}" for line in strangers)] if strangers else []
+    return "\n".join(lines), not wrong and not strangers
+
+
+def size(num_bytes: int) -> str:
+    """Written out if short, else in a unit that leaves at most four digits."""
+    if num_bytes < SHORT:
+        return f"{num_bytes:,} B"
+    power = min(int(math.log(num_bytes, 1024)), 5)
+    return f"{num_bytes / 1024**power:,.1f} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[power]}"
+
+
+def _table(rows: list[tuple[str, ...]], aligned: str) -> list[str]:
+    """Rows as lines with aligned columns, two spaces apart; `aligned`: < or > for each column."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, aligned, widths, strict=True)).rstrip() for row in rows]

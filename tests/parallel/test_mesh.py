@@ -1,0 +1,72 @@
+"""The mesh: neighbours on the last axes, replicas on different slices, nothing left out in silence."""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import pytest
+
+from mtnlg.core import schema
+from mtnlg.core.errors import ConfigError
+from mtnlg.parallel import mesh as meshes
+
+
+def test_the_last_axes_have_neighbours():
+    mesh = meshes.make(schema.Mesh(replica=2, data=2, tensor=2))
+    assert mesh.axis_names == ("replica", "pipe", "data", "context", "tensor") and mesh.devices.shape == (2, 1, 2, 1, 2)
+    assert [device.id for device in mesh.devices.ravel()] == list(range(8))
+
+
+def test_a_smaller_mesh_takes_the_first_devices():
+    assert [device.id for device in meshes.make(schema.Mesh(tensor=2)).devices.ravel()] == [0, 1]
+
+
+def test_too_few_devices():
+    with pytest.raises(ConfigError, match="mesh.replica=4 x mesh.tensor=4 needs 16 devices, and there are 8"):
+        meshes.make(schema.Mesh(replica=4, tensor=4))
+
+
+def test_a_job_of_several_processes_leaves_no_device_idle(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match="mesh.data=4 needs 4 devices, and there are 8"):
+        meshes.make(schema.Mesh(data=4))
+
+
+@dataclass(frozen=True)
+class Chip:
+    """As much of a TPU as a mesh asks for: eight chips in two slices."""
+
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "chip"
+    process_index: int = 0
+
+
+CHIPS = [Chip(number, number // 4) for number in range(8)]
+
+
+@pytest.mark.parametrize("degrees", [{"replica": 2, "data": 2, "tensor": 2}, {"replica": 4, "tensor": 2}, {"replica": 2, "tensor": 4}])
+def test_only_replicas_lie_on_different_slices(degrees):
+    shuffled = [CHIPS[number] for number in np.random.default_rng(0).permutation(8)]
+    devices = meshes._arranged(tuple(degrees.get(axis, 1) for axis in meshes.AXES), shuffled)
+    for replica in devices:
+        assert len({chip.slice_index for chip in replica.ravel()}) == 1
+    halves = [{chip.slice_index for chip in half.ravel()} for half in np.split(devices, 2)]
+    assert halves == [{0}, {1}]
+
+
+def test_a_mesh_that_would_cross_slices_inside_a_replica():
+    with pytest.raises(ConfigError, match="mesh.replica=1 over 2 slices: only replicas may lie on different slices"):
+        meshes._arranged((1, 1, 4, 1, 2), CHIPS)
+
+
+def test_put_gives_every_device_its_rows():
+    mesh = meshes.make(schema.Mesh(replica=2, data=2, tensor=2))
+    tokens = np.arange(2 * 8 * 3, dtype=np.int32).reshape(2, 8, 3)
+    there = meshes.put(mesh, {"tokens": tokens}, jax.P(None, *meshes.BATCH))["tokens"]
+    np.testing.assert_array_equal(there, tokens)
+    for shard in there.addressable_shards:
+        replica, _, data, _, _ = (int(place[0]) for place in np.nonzero(mesh.devices == shard.device))
+        first = 2 * (2 * replica + data)
+        np.testing.assert_array_equal(shard.data, tokens[:, first : first + 2])

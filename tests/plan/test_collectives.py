@@ -1,0 +1,159 @@
+"""The prediction, by hand for one large model, and what each option of the mesh and of training changes in it."""
+
+import dataclasses
+from collections import Counter
+
+import pytest
+from meshes import MODELS
+
+from mtnlg.core import config as configs
+from mtnlg.core import schema
+from mtnlg.core.errors import ConfigError
+from mtnlg.plan import collectives
+from mtnlg.plan.collectives import Collective
+
+
+def config_on(model="mtnlg", train=None, **mesh) -> schema.Config:
+    return schema.Config(model=MODELS[model], mesh=schema.Mesh(**mesh), train=schema.Train(batch_size=16, **(train or {})))
+
+
+def counts(config, part: str) -> Counter:
+    """{(kind, axes, why): times} of one layer, microbatch or step."""
+    found = Counter()
+    for row in collectives.predict(config):
+        if row.part == part:
+            found[row.collective.kind, row.collective.axes, row.collective.why] += row.times
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "axes", "sent"),
+    [
+        ("all_reduce", ("tensor",), 2 * 3 * 100),  # of 400 bytes, each device scatters and gathers three quarters
+        ("all_reduce", ("data", "tensor"), 2 * 7 * 50),
+        ("reduce_scatter", ("tensor",), 3 * 100),
+        ("all_gather", ("tensor",), 3 * 400),  # the operand is a quarter of the whole
+    ],
+)
+def test_bytes_of_a_ring(kind, axes, sent):
+    assert Collective(kind, axes, "", "float32", 100).sent_bytes(schema.Mesh(data=2, tensor=4)) == sent
+
+
+def test_the_largest_model_by_hand():
+    """530 B: 240 microbatches of one sequence, 3 layers of a stage, tensor 8, data 8, ZeRO 1, all recomputed."""
+    config = configs.resolve(["--config=configs/mtnlg_530b.py"])
+    found, tokens, width = collectives.totals(collectives.predict(config)), 2048, 20480
+
+    def of(why, kind, axis, dtype, elements):
+        return found.pop(Collective(kind, (axis,), why, dtype, elements))
+
+    stream = ("all_reduce", "tensor", "bfloat16", tokens * width)
+    assert of("attention, out of its heads", *stream) == 240 * 3 * 2  # once more in the backward
+    assert of("feed-forward, out of its rows", *stream) == 240 * 3  # that one is not needed again
+    assert of("attention, into its heads, backward", *stream) == 240 * 3
+    assert of("feed-forward, into its columns, backward", *stream) == 240 * 3
+    assert of("head, into the rows of the vocabulary, backward", *stream) == 240
+    assert of("embedding, out of the rows of the vocabulary", "all_reduce", "tensor", "bfloat16", tokens * width) == 240
+    assert of("largest logit of the whole vocabulary", "all_reduce", "tensor", "float32", 1024) == 240 * 2
+    assert of("sum of exponentials, and the target's logit, over the vocabulary", "all_reduce", "tensor", "float32", 2048) == 240 * 2
+    mlp, scattered = 3 * 4 * width * width // 8, "gradients, over samples, each device its shards"
+    assert of("weights, gathered for the step", "all_gather", "data", "bfloat16", mlp // 8) == 2
+    assert of("weights, gathered for the step", "all_gather", "data", "float32", 51200 * width // 64) == 1
+    assert of(scattered, "reduce_scatter", "data", "float32", mlp) == 2
+    assert of("mean squares, over samples and places", "all_reduce", "data", "float32", 3) == 1
+    assert all(one.axes == ("data",) for one in found)
+
+
+def test_one_device_needs_none():
+    assert collectives.predict(config_on()) == []
+
+
+def test_sequence_parallelism_sends_the_same_bytes_in_two_halves():
+    """Korthikanti et al. 2022, section 4.2.2: a sum is a scattering and a gathering; only what is gathered again comes on top."""
+    whole, parted = config_on(tensor=4), config_on(tensor=4, sequence_parallel=True)
+    for part, again in (("layer, forward", 0), ("layer, backward", 2)):
+        sent = [
+            sum(row.times * row.collective.sent_bytes(config.mesh) for row in collectives.predict(config) if row.part == part)
+            for config in (whole, parted)
+        ]
+        once = 3 * 16 * 8 * 16 // 4 * 4  # three quarters of [16, 8, 16] in float32
+        assert sent == [2 * 2 * once, (2 * 2 + again) * once]
+    kinds = {row.collective.kind for row in collectives.predict(parted) if row.part.startswith("layer")}
+    assert kinds == {"all_gather", "reduce_scatter"}
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_full_recomputation_repeats_the_sum_that_the_backward_needs(recompute):
+    again = ("all_reduce", ("tensor",), "attention, out of its heads")
+    assert counts(config_on(tensor=2, train={"recompute": recompute}), "layer, backward")[again] == (recompute == "full")
+    # With a parallel residual only the block's output needs it, which nobody asks for again.
+    assert counts(config_on("neox", tensor=2, train={"recompute": recompute}), "layer, backward")[again] == 0
+
+
+WEIGHTS, GRADIENTS = ("all_gather", ("data",)), ("reduce_scatter", ("data",))
+
+
+@pytest.mark.parametrize(
+    ("zero", "expected"),
+    [
+        (0, {}),
+        (1, {("step", *WEIGHTS): 7, ("step", *GRADIENTS): 7}),
+        (2, {("step", *WEIGHTS): 7, ("microbatch", *GRADIENTS): 7}),
+        (
+            3,
+            {
+                ("layer, forward", *WEIGHTS): 5,
+                ("layer, backward", *WEIGHTS): 5,
+                ("layer, backward", *GRADIENTS): 5,
+                ("microbatch", *WEIGHTS): 2,
+                ("microbatch", *GRADIENTS): 2,
+            },
+        ),
+    ],
+)
+def test_zero_moves_seven_matrices(zero, expected):
+    """Five of a block, token and position rows; biases and norms, and with ZeRO 0 everything, are summed once a step."""
+    found, sums = Counter(), 0
+    for row in collectives.predict(config_on(data=4, zero=zero)):
+        if row.collective.kind == "all_reduce":
+            sums += row.times
+        else:
+            found[row.part, row.collective.kind, row.collective.axes] += row.times
+    assert found == expected
+    assert sums == (18 if zero == 0 else 11) + 3
+
+
+def test_microbatches_repeat_what_is_theirs():
+    once, four = (config_on(data=2, tensor=2, zero=2, train={"microbatch_size": size}) for size in (8, 2))
+    repeats = {part: {row.repeats for row in collectives.predict(four) if row.part == part} for part in collectives.PARTS}
+    assert repeats == {"layer, forward": {8}, "layer, backward": {8}, "microbatch": {4}, "step": {1}}
+    of_step = [[row for row in collectives.predict(config) if row.part == "step"] for config in (once, four)]
+    assert of_step[0] == of_step[1]
+
+
+def test_dtypes_follow_the_config():
+    train = {"compute_dtype": "bfloat16", "reduce_dtype": "bfloat16", "loss_chunk_tokens": 40}
+    rows = collectives.predict(config_on(replica=2, data=2, tensor=2, zero=1, train=train))
+    dtypes = {why: {row.collective.dtype for row in rows if row.collective.why.startswith(why)} for why in ("gradients", "weights", "loss")}
+    assert dtypes == {"gradients": {"bfloat16"}, "weights": {"bfloat16", "float32"}, "loss": {"float32"}}
+    chunks = [row for row in rows if row.collective.why == "largest logit of the whole vocabulary"]
+    assert [(row.times, row.collective.num_elements, row.collective.dtype) for row in chunks] == [(1, 32, "float32")]
+
+
+def test_one_of_the_copied_key_value_heads_is_gathered():
+    """Two heads on four tensor shards: each device holds both, gathers the one it reads, and sums both over `tensor`."""
+    config = config_on("llama", data=2, tensor=4, zero=3)
+    sizes = {
+        row.collective.num_elements: row.times
+        for row in collectives.predict(config)
+        if row.part == "layer, forward" and row.collective.axes == ("data",)
+    }
+    assert sizes[16 * 2 * 4 // 2] >= 1 and sum(sizes.values()) == 6
+    summed = ("all_reduce", ("tensor",), "gradients, over heads or places")
+    assert counts(config, "step")[summed] == 3  # key_value/kernel, query_norm, key_norm
+    assert counts(dataclasses.replace(config, mesh=schema.Mesh(data=2, tensor=2, zero=3)), "step")[summed] == 2
+
+
+def test_an_axis_without_a_program_is_refused():
+    with pytest.raises(ConfigError, match="mesh.context=2: this version has no context parallelism yet"):
+        collectives.predict(config_on(context=2))
