@@ -1,5 +1,6 @@
 """Attention: projections, the core, and what a query may see."""
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -31,11 +32,11 @@ def visible(model: schema.Model, queries: Places, key_positions_BS, key_segments
     return seen, distance_BLS
 
 
-def attend(q_BLHK, k_BSGK, v_BSGK, seen_BLS, penalty_BHLS, drop=None):
+def attend(q_BLHK, k_BSGK, v_BSGK, seen_BLS, penalty_BHLS, dropout: Dropout | None, heads_H, rate: float):
     """softmax(q kᵀ / sqrt(K) + penalty) v over the keys seen; query head h reads key/value head h // (H/G).
 
     Scores and softmax in at least float32. A query that sees nothing would average everything, so every query must see itself.
-    Returns [B, L, H, K].
+    heads: the global numbers of the query heads, which name the masks of `dropout` at `rate`. Returns [B, L, H, K].
     """
     num_rows, length, num_heads, head_dim = q_BLHK.shape
     groups = k_BSGK.shape[2]
@@ -46,10 +47,32 @@ def attend(q_BLHK, k_BSGK, v_BSGK, seen_BLS, penalty_BHLS, drop=None):
     if penalty_BHLS is not None:
         scores_BHLS = scores_BHLS - penalty_BHLS
     probs_BHLS = nn.softmax(jnp.where(seen_BLS[:, None], scores_BHLS, jnp.finfo(dtype).min), axis=-1)
-    if drop is not None:
-        probs_BHLS = drop(probs_BHLS)
+    if dropout is not None:
+        probs_BHLS = dropout.attention(probs_BHLS, heads_H, rate)
     probs = probs_BHLS.astype(v_BSGK.dtype).reshape(scores.shape)
     return jnp.einsum("bgrls,bsgk->blgrk", probs, v_BSGK).reshape(q_BLHK.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
+def attend_again(q_BLHK, k_BSGK, v_BSGK, seen_BLS, penalty_BHLS, dropout, heads_H, rate):
+    """`attend`, computed again in the backward from its arguments: scores and probabilities are never kept.
+
+    Not `jax.checkpoint`, whose inside a policy around it (`transformer._saved`) would open and keep.
+    """
+    return attend(q_BLHK, k_BSGK, v_BSGK, seen_BLS, penalty_BHLS, dropout, heads_H, rate)
+
+
+def _attend_forward(*arguments):
+    return attend(*arguments), arguments[:-1]
+
+
+def _attend_backward(rate, arguments, cotangent):
+    qkv, rest = arguments[:3], arguments[3:]
+    _, pull_back = jax.vjp(lambda *qkv: attend(*qkv, *rest, rate), *qkv)
+    return (*pull_back(cotangent), *(None for _ in rest))
+
+
+attend_again.defvjp(_attend_forward, _attend_backward)
 
 
 class Attention(nn.Module):
@@ -84,12 +107,9 @@ class Attention(nn.Module):
             slopes_H = self.shard.own_part(slopes_H, 0)
             penalty_BHLS = slopes_H[:, None, None] * distance_BLS[:, None]
 
-        drop = None
-        if dropout is not None and model.dropout_attention:
-            heads_H = self.shard.own_part(jnp.arange(model.num_heads), 0)
-            drop = lambda probs: dropout.attention(probs, heads_H, model.dropout_attention)  # noqa: E731
-        core = jax.checkpoint(attend, static_argnums=(5,)) if self.recompute_core else attend
-        out_BLHK = core(q_BLHK, k_BLGK, v_BLGK, seen_BLS, penalty_BHLS, drop)
+        heads_H = self.shard.own_part(jnp.arange(model.num_heads), 0)
+        core = attend_again if self.recompute_core else attend
+        out_BLHK = core(q_BLHK, k_BLGK, v_BLGK, seen_BLS, penalty_BHLS, dropout, heads_H, model.dropout_attention)
         leave = lambda partial: self.shard.leave(partial, "attention, out of its heads")  # noqa: E731
         output = Linear((num_heads, head_dim), (width,), model.bias_attention_output, residual_std(model), leave, name="output")
         return output(out_BLHK), updated

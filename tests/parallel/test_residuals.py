@@ -90,3 +90,15 @@ def test_sequence_parallelism_keeps_only_the_devices_own_places(monkeypatch):
     assert all_places // 2 in kept and all_places not in kept
     monkeypatch.setattr(transformer, "_saved", lambda *_, **__: True)
     assert all_places in sizes_kept(model, mesh)
+
+
+def scores_kept(mesh, recompute) -> bool:
+    """Whether scores or probabilities of a layer, [rows, heads of a device, L, L], are kept."""
+    model = dataclasses.replace(MODEL, seq_len=6)
+    return ROWS * (model.num_heads // mesh.tensor) * model.seq_len**2 in sizes_kept(model, mesh, recompute=recompute)
+
+
+@pytest.mark.parametrize("mesh", [{"tensor": 2}, {"tensor": 2, "sequence_parallel": True}, {"tensor": 2, "zero": 3}], ids=str)
+def test_selective_recomputation_keeps_no_scores(mesh):
+    """Under the policies of ZeRO 3 and sequence parallelism too; without it they are there."""
+    assert scores_kept(schema.Mesh(data=2, **mesh), "none") and not scores_kept(schema.Mesh(data=2, **mesh), "selective")
