@@ -21,8 +21,9 @@ from mtnlg.parallel import specs
 def from_pretrained(path: str | os.PathLike, mesh: schema.Mesh | None = None) -> "LanguageModel":
     """The model of a run's folder (its newest checkpoint) or of one `checkpoints/STEP`, on a mesh of its own; None: one device.
 
-    The mesh of the training does not matter. Raises MissingInput (no checkpoint or tokenizer there), DataError (damaged, of another
-    version, or the tokenizer is not the one trained with) or ConfigError (a mesh or a float64 that cannot be honoured here).
+    The mesh of the training does not matter, and of this one only the degrees do. Raises MissingInput (no checkpoint or tokenizer
+    there), DataError (damaged, of another version, or the tokenizer is not the one trained with) or ConfigError (a mesh or a float64
+    that cannot be honoured here).
     """
     step_dir = checkpoint.find(path)
     checkpoint.require_good(step_dir)

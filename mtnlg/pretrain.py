@@ -316,12 +316,14 @@ class Run:
             return []
         if self.engine is None:
             self.engine = Engine(self.config, self.mesh, state.params, self.tokenizer.vocab_size)
-        self.engine.load(state.params)
+        else:
+            self.engine.load(state.params)
         model, written = lm.LanguageModel(self.tokenizer, self.engine), []
         for number, prompt in enumerate(sample.prompts):
             settings = {"max_new_tokens": sample.max_new_tokens, "temperature": sample.temperature, "top_p": sample.top_p}
             seed = (self.config.seed + number) % 2**32
             written.append((prompt, model.complete(prompt, seed=seed, **settings)))
+        self.engine.unload()  # training needs the room
         if not self.is_recorded("samples", position, "text"):
             for prompt, text in written:
                 self.samples.write(step=position.step, prompt=prompt, text=text)

@@ -128,7 +128,7 @@ def loss_and_grad(config: schema.Config, mesh: Mesh):
             differentiate = jax.value_and_grad(microbatch_loss, has_aux=True)
             (total, squares_N), grads = differentiate(params, fields, m * samples_in_microbatch, step)
             grads = weights.after_microbatch(grads)
-            return {"loss": total, "weight": jnp.sum(fields["weights"]), "grads": grads, "squares_N": squares_N}
+            return {"loss": total, "weight": jnp.sum(fields["weights"].astype(total.dtype)), "grads": grads, "squares_N": squares_N}
 
         if batch["tokens"].shape[0] == 1:
             sums = one(0)

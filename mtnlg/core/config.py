@@ -63,13 +63,12 @@ def require_none(problems: Iterable[str], where: str) -> None:
 
 
 def mesh_of(arguments: list[str]) -> schema.Mesh:
-    """The mesh that `--config.mesh.key=value` arguments describe, for a verb that takes no other key. Raises ConfigError."""
+    """The mesh that `--config.mesh.AXIS=DEGREE` arguments describe, for a verb that takes no other key. Raises ConfigError."""
     values = {}
     for name, text in _given(arguments).items():
-        if not name.startswith("mesh."):
-            raise ConfigError(
-                f"unknown argument {f'{PREFIX}.{name}'.removesuffix('.')!r}", "command line", "--config.mesh.KEY=VALUE, or --help"
-            )
+        if name not in (f"mesh.{axis}" for axis in schema.AXES):
+            given = f"{PREFIX}.{name}".removesuffix(".")
+            raise ConfigError(f"this verb does not take {given}", "command line", "--config.mesh.tensor=4, or another degree of the mesh")
         values[name] = parse(name, text)
     return from_flat(values).mesh
 

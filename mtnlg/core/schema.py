@@ -97,7 +97,7 @@ class Train:
     compute_dtype: str = key("float32", "type of activations and matrix products", ("float32", "bfloat16", "float64"))
     param_dtype: str = key("float32", "type of parameters and optimizer state", ("float32", "float64"))
     reduce_dtype: str = key(
-        "float32", "type in which gradients are summed over devices; float32: that of the parameters", ("float32", "bfloat16")
+        "float32", "type in which gradients are summed over samples; float32: that of the parameters", ("float32", "bfloat16")
     )
     recompute: str = key(
         "none", "activations computed again in the backward pass; selective: the attention core", ("none", "selective", "full")
@@ -132,7 +132,7 @@ class Eval:
 @dataclass(frozen=True)
 class Sample:
     every_steps: int = key(0, "write samples every so many steps; 0: only at the end")
-    prompts: tuple[str, ...] = key((), "texts to continue")
+    prompts: tuple[str, ...] = key((), "texts to continue; meanwhile a device holds its tensor shard of all weights, whatever mesh.zero")
     max_new_tokens: int = key(64, "tokens of each sample")
     temperature: float = key(0.8, "temperature of the samples")
     top_p: float = key(0.95, "nucleus of the samples")
@@ -149,6 +149,9 @@ class Log:
     every_steps: int = key(10, "a line in metrics.jsonl every so many steps")
     norms_every_steps: int = key(100, "norms of gradients, parameters and activations by group every so many steps; 0: never")
     tensorboard: bool = key(True, "write TensorBoard files")
+
+
+AXES = ("replica", "pipe", "data", "context", "tensor")  # of the mesh, outermost first
 
 
 @dataclass(frozen=True)

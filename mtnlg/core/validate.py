@@ -1,6 +1,6 @@
 """What a key's value may be, and what must hold between keys: every problem at once, before any device is touched."""
 
-from math import inf
+from math import gcd, inf
 from operator import attrgetter
 
 from mtnlg.core import schema
@@ -39,12 +39,12 @@ _RANGES = (
 
 def problems(config: schema.Config) -> list[str]:
     """One line for each value out of range, then for each contradiction: the keys, their values, and a value that would do."""
-    return [line for check in (_ranges, _model, mesh_problems, _log, _batch, _optimizer, _data, _sample) for line in check(config)]
+    return [line for check in (_ranges, _model, _mesh, _log, _batch, _optimizer, _data, _sample) for line in check(config)]
 
 
-def _ranges(config):
+def _ranges(config, group: str = ""):
     for wrong, is_right, names in _RANGES:
-        for name in names.split():
+        for name in filter(lambda name: name.startswith(group), names.split()):
             value = attrgetter(name)(config)
             if value is not None and not is_right(value):
                 yield f"{name}={value} {wrong}"
@@ -75,26 +75,29 @@ def _model(config):
         yield f"model.position_offset={model.position_offset} needs model.position=learned, not {model.position}"
 
 
-def mesh_problems(config: schema.Config):
-    """What one device holds must be a whole number of heads, columns, rows and places: a line for each that is not."""
+def mesh_problems(config: schema.Config) -> list[str]:
+    """A line for each degree out of range, and for each that does not fit the model."""
+    return [*_ranges(config, "mesh."), *_mesh(config)]
+
+
+def _mesh(config):
+    """What one device holds must be a whole number of heads, columns, rows and places."""
     model, mesh = config.model, config.mesh
-    if min(mesh.tensor, mesh.data, model.num_heads, model.d_model, model.vocab_multiple) < 1:
+    if min(mesh.tensor, mesh.data, model.num_heads, model.num_kv_heads or 1, model.d_model, model.vocab_multiple) < 1:
         return
-    num_heads, num_groups, _ = model.heads
-    parted = {
-        f"model.num_heads={num_heads}": num_heads,
-        f"model.d_ff={model.ff_dim}": model.ff_dim,
-        f"the padded vocabulary of {model.padded_vocab_size}": model.padded_vocab_size,
-    }
-    if mesh.sequence_parallel:
-        parted[f"model.seq_len={model.seq_len}"] = model.seq_len
-    for name, whole in parted.items():
+    for name, whole in _parted(config).items():
         if whole % mesh.tensor:
-            yield f"{name} does not divide by mesh.tensor={mesh.tensor}: take mesh.tensor={_divisor(whole, mesh.tensor)}"
-    if num_groups > 0 and num_groups % mesh.tensor and mesh.tensor % num_groups:
+            yield f"{name} does not divide by mesh.tensor={mesh.tensor}: take mesh.tensor={_fitting_tensor(config)}"
+    if not _groups_fit(model.heads[1], mesh.tensor):
         yield (
-            f"model.num_kv_heads={num_groups} neither divides by mesh.tensor={mesh.tensor} nor divides it: "
-            f"take mesh.tensor={_divisor(num_groups, mesh.tensor)}"
+            f"model.num_kv_heads={model.heads[1]} neither divides by mesh.tensor={mesh.tensor} nor divides it: "
+            f"take mesh.tensor={_fitting_tensor(config)}"
+        )
+    if config.train.unroll_layers and (mesh.zero == 3 or config.train.recompute != "none"):
+        key = "mesh.zero=3" if mesh.zero == 3 else f"train.recompute={config.train.recompute}"
+        yield (
+            f"train.unroll_layers=True undoes {key}: without a loop between them the compiler merges what the backward makes again "
+            "with what the forward made; take train.unroll_layers=False"
         )
     if mesh.zero and model.d_model % mesh.data:
         yield (
@@ -132,6 +135,13 @@ def _batch(config):
             yield f"train.ramp_samples={train.ramp_samples} must be positive when train.ramp_start_size is set"
     elif train.ramp_samples > 0:
         yield f"train.ramp_samples={train.ramp_samples} needs train.ramp_start_size, which is none"
+    step = gcd(*sizes.values())
+    if train.microbatch_size is None and train.ramp_start_size is not None and step % whole and step and step % shards == 0:
+        yield (
+            f"train.microbatch_size is none, which means all of train.batch_size={train.batch_size} at once; with a ramp from "
+            f"train.ramp_start_size={train.ramp_start_size} take train.microbatch_size={step // shards}, or a part of it"
+        )
+        sizes = {}
     for name, value in sizes.items():
         if whole < 1 or value % whole:
             near = max(round(value / max(whole, 1)), 1) * whole
@@ -160,6 +170,28 @@ def _sample(config):
     sample, seq_len = config.sample, config.model.seq_len
     if sample.prompts and sample.max_new_tokens >= seq_len:
         yield f"sample.max_new_tokens={sample.max_new_tokens} leaves no room for a prompt in model.seq_len={seq_len}"
+
+
+def _parted(config) -> dict[str, int]:
+    """What is dealt out over `tensor` in equal parts."""
+    model = config.model
+    parted = {
+        f"model.num_heads={model.num_heads}": model.num_heads,
+        f"model.d_ff={model.ff_dim}": model.ff_dim,
+        f"the padded vocabulary of {model.padded_vocab_size}": model.padded_vocab_size,
+    }
+    return parted | ({f"model.seq_len={model.seq_len}": model.seq_len} if config.mesh.sequence_parallel else {})
+
+
+def _groups_fit(num_groups: int, tensor: int) -> bool:
+    return num_groups % tensor == 0 or tensor % num_groups == 0
+
+
+def _fitting_tensor(config) -> int:
+    """The degree nearest to mesh.tensor that fits the model."""
+    whole = gcd(*_parted(config).values())
+    fitting = (t for t in range(1, whole + 1) if whole % t == 0 and _groups_fit(config.model.heads[1], t))
+    return min(fitting, key=lambda t: abs(t - config.mesh.tensor))
 
 
 def _divisor(whole: int, near: int) -> int:

@@ -62,6 +62,10 @@ class Engine:
         """Takes other weights of the same model; the compiled programs stay."""
         self.params = self._compute_params(params)
 
+    def unload(self) -> None:
+        """Lets the weights go; `load` brings others."""
+        self.params = None
+
     def check(self, request: Request) -> None:
         """Raises ConfigError for a request that the model cannot honour."""
         limit, longest = self.config.model.seq_len, len(request.prompt) + request.max_new_tokens
@@ -91,6 +95,8 @@ class Engine:
         """Yields the new tokens of all rows [B] int32, step after step, up to the longest request; stop by closing the iterator."""
         for request in requests:
             self.check(request)
+        if not requests:
+            return
         asked = len(requests)
         requests = [*requests, *[requests[0]] * (-asked % self.config.mesh.num_sample_shards)]  # as many rows on each device
         lengths_B = np.array([len(r.prompt) for r in requests], np.int32)

@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError
+from mtnlg.core.schema import AXES
 
-AXES = ("replica", "pipe", "data", "context", "tensor")
 BATCH = P(("replica", "data"), "context")  # the specs of a batch array [B, L]
 TO_COME = ("pipe", "context")
 
@@ -37,8 +37,12 @@ def make(degrees: schema.Mesh, devices=None) -> Mesh:
 
 
 def _arranged(shape: tuple[int, ...], devices) -> np.ndarray:
-    """Devices such that neighbours along the last axes have the fastest links; `replica` alone goes over the slow ones between slices."""
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    """Devices such that neighbours along the last axes have the fastest links.
+
+    Between slices of TPUs only `replica` goes over the slow network. GPUs call every host a slice; there any axis may leave it, and the
+    order of the devices alone keeps the last axes inside.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}) or 1
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     if shape[0] % slices:

@@ -221,7 +221,7 @@ class _Step:
             if weight.is_partial:
                 yield from self._over("all_reduce", ("tensor",), "gradients, over heads or places", self.param, weight.stored)
         yield from self._over("all_reduce", SAMPLE_AXES, "loss, over samples", self.wide, 1)
-        yield from self._over("all_reduce", SAMPLE_AXES, "weight, over samples", "float32", 1)
+        yield from self._over("all_reduce", SAMPLE_AXES, "weight, over samples", self.wide, 1)
         axes = (*SAMPLE_AXES, "tensor") if self.shards_places else SAMPLE_AXES
         layers = self.config.model.num_layers // self.config.mesh.pipe
         yield from self._over("all_reduce", axes, "mean squares, over samples and places", self.wide, layers)

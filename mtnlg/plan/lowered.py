@@ -6,32 +6,14 @@ import math
 import re
 from collections import Counter
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
-from mtnlg.core import schema
-from mtnlg.parallel.mesh import BATCH
 from mtnlg.plan.collectives import Collective
-from mtnlg.spmd import BATCH_FIELDS
-from mtnlg.train import state as states
-from mtnlg.train import step as steps
 
 KINDS = {"stablehlo.all_reduce", "stablehlo.all_gather", "stablehlo.reduce_scatter", "stablehlo.all_to_all", "stablehlo.collective_permute"}
 DTYPES = {"f64": "float64", "f32": "float32", "bf16": "bfloat16", "f16": "float16", "i1": "bool"}
 NO_AXES = ("no axes of the mesh",)  # groups that no set of axes has
-
-
-def lower(config: schema.Config, mesh: Mesh):
-    """The training step, lowered for arrays that lie as in a run; nothing is allocated."""
-    rows = config.microbatch_rows
-    shape = (config.train.batch_size // rows, rows, config.model.seq_len)
-    place = NamedSharding(mesh, P(None, *BATCH))
-    dtypes = {"weights": jnp.float32}
-    batch = {name: jax.ShapeDtypeStruct(shape, dtypes.get(name, jnp.int32), sharding=place) for name in BATCH_FIELDS}
-    return steps.make(config, mesh).lower(states.abstract(config, mesh), batch, 1, 0, 0.0, False)
 
 
 def count(lowered, mesh: Mesh, num_microbatches: int = 1) -> Counter:

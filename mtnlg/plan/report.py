@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from mtnlg.core import schema
 from mtnlg.parallel import mesh as meshes
 from mtnlg.plan import collectives, lowered, optimised, sharding
+from mtnlg.train import step as steps
 
 SHORT = 1_000_000  # bytes that are written out
 
@@ -26,9 +27,14 @@ def _sharding(config: schema.Config) -> list[str]:
     ]
     sums = [sum(column) for column in zip(*map(_bytes_of, rows), strict=True)]
     lines = _table([head, *cells, ("all", "", "", "", *map(size, sums))], "<<<<>>>")
-    whole = (*sums, sum(sums))
-    names = ("parameters", "gradients while they accumulate", "Adam's moments", "together")
-    lines += ["", *_table([(f"  {name}", size(n), f"({n:,} bytes)") for name, n in zip(names, whole, strict=True)], "<>>")]
+    one_block = ", one block's at a time" if config.mesh.zero == 3 else ""
+    whole = {
+        **dict(zip(("parameters", "gradients while they accumulate", "Adam's moments"), sums, strict=True)),
+        f"weights, cast or gathered for a step{one_block}": sum(row.copy_bytes for row in rows),
+        "gradients of a microbatch": sum(row.microbatch_bytes for row in rows),
+    }
+    whole["together, without activations"] = sum(whole.values())
+    lines += ["", *_table([(f"  {name}", size(n), f"({n:,} bytes)") for name, n in whole.items()], "<>>")]
     if config.mesh.pipe > 1:
         layers = config.model.num_layers
         lines.append(
@@ -96,7 +102,7 @@ def check(config: schema.Config) -> tuple[str, bool]:
     """Lowers and compiles the step: (what was found, whether it is as predicted and outside `shard_map` only scalars travel)."""
     mesh = meshes.make(config.mesh)
     microbatches = config.train.batch_size // config.microbatch_rows
-    predicted, step = collectives.totals(collectives.predict(config)), lowered.lower(config, mesh)
+    predicted, step = collectives.totals(collectives.predict(config)), steps.lower(config, mesh)
     asked = lowered.count(step, mesh, microbatches)
     made = optimised.count(step.compile().as_text(), dict(mesh.shape), microbatches)
     wrong = [

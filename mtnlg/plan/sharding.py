@@ -16,6 +16,7 @@ from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError
 from mtnlg.core.tree import by_path
 from mtnlg.model import count
+from mtnlg.model.transformer import is_block_kernel
 from mtnlg.parallel import specs
 from mtnlg.parallel.mesh import AXES
 
@@ -48,6 +49,8 @@ class Row(NamedTuple):
     param_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
+    copy_bytes: int  # gathered or cast for a step; with ZeRO 3 one block's at a time
+    microbatch_bytes: int  # of a microbatch's gradients, before they are added up
 
 
 def rows(config: schema.Config) -> list[Row]:
@@ -64,7 +67,13 @@ def _row(config: schema.Config, path: str, shape: tuple[int, ...]) -> Row:
     item_bytes = jnp.dtype(config.train.param_dtype).itemsize
     stored, whole = (item_bytes * math.prod(local_shape(config, path, shape, spec)) for spec in (storage, compute))
     accumulated = whole if config.mesh.zero == 1 else stored  # ZeRO 1 scatters its gradients once a step only
-    return Row(path, shape, storage, compute, stored, accumulated, ADAM_MOMENTS * stored)
+    narrow = jnp.dtype(config.train.compute_dtype).itemsize if is_block_kernel(path) else item_bytes
+    in_compute_dtype = whole // item_bytes * narrow
+    copied = in_compute_dtype if (storage, item_bytes) != (compute, narrow) else 0
+    if config.mesh.zero < 3:
+        return Row(path, shape, storage, compute, stored, accumulated, ADAM_MOMENTS * stored, copied, in_compute_dtype)
+    layers = config.model.num_layers // config.mesh.pipe if path.startswith("blocks/") else 1
+    return Row(path, shape, storage, compute, stored, accumulated, ADAM_MOMENTS * stored, copied // layers, stored)
 
 
 def local_shape(config: schema.Config, path: str, shape: tuple[int, ...], spec: P) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 from mtnlg import spmd
 from mtnlg.core import schema
 from mtnlg.model.stats import group_norms
+from mtnlg.parallel.mesh import BATCH
 from mtnlg.train import optimizer as optimizers
 from mtnlg.train import state as states
 from mtnlg.train.state import State
@@ -49,3 +50,13 @@ def make(config: schema.Config, mesh: Mesh):
     # The state leaves as it came; otherwise the second step would be compiled again for the compiler's own choice of sharding.
     everywhere = NamedSharding(mesh, P())
     return jax.jit(step, donate_argnums=0, out_shardings=(states.shardings(config, mesh), everywhere))
+
+
+def lower(config: schema.Config, mesh: Mesh):
+    """The step, lowered for arrays that lie as in a run; nothing is allocated."""
+    rows = config.microbatch_rows
+    shape = (config.train.batch_size // rows, rows, config.model.seq_len)
+    place = NamedSharding(mesh, P(None, *BATCH))
+    dtypes = {"weights": jnp.float32}
+    batch = {name: jax.ShapeDtypeStruct(shape, dtypes.get(name, jnp.int32), sharding=place) for name in spmd.BATCH_FIELDS}
+    return make(config, mesh).lower(states.abstract(config, mesh), batch, 1, 0, 0.0, False)

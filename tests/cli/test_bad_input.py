@@ -41,7 +41,11 @@ USAGE = {
     ),
     "a key that generate does not take": (
         ["generate", "--prompt=a", "--model=b", "--config.train.num_steps=3"],
-        "unknown argument '--config.train.num_steps' (command line). Try: --config.mesh.KEY=VALUE, or --help",
+        "this verb does not take --config.train.num_steps (command line). Try: --config.mesh.tensor=4, or another degree of the mesh",
+    ),
+    "a key of the mesh that means nothing to generate": (
+        ["generate", "--prompt=a", "--model=b", "--config.mesh.zero=3"],
+        "this verb does not take --config.mesh.zero (command line). Try: --config.mesh.tensor=4, or another degree of the mesh",
     ),
     "no config": (["train", "--workdir=runs/x"], f"no config is named (command line). Try: --config=FILE, one of {SHIPPED}"),
     "two configs": (

@@ -127,11 +127,21 @@ def test_each_contradiction_is_found(name):
 
 MESHES = (
     ({"mesh.tensor": 3}, "model.num_heads=4 does not divide by mesh.tensor=3: take mesh.tensor=2"),
+    (
+        {"mesh.tensor": 8, "model.num_heads": 12, "model.d_model": 768},
+        "model.num_heads=12 does not divide by mesh.tensor=8: take mesh.tensor=4",
+    ),
     ({"mesh.tensor": 2, "model.d_ff": 33}, "model.d_ff=33 does not divide by mesh.tensor=2: take mesh.tensor=1"),
     ({"mesh.tensor": 4, "model.vocab_size": 9, "model.vocab_multiple": 1}, "the padded vocabulary of 9 does not divide by mesh.tensor=4"),
     ({"mesh.tensor": 4, "model.seq_len": 30, "mesh.sequence_parallel": True}, "model.seq_len=30 does not divide by mesh.tensor=4"),
     ({"mesh.tensor": 4, "model.num_heads": 12, "model.head_dim": 8, "model.num_kv_heads": 6}, "num_kv_heads=6 neither divides by"),
     ({"mesh.data": 3, "train.batch_size": 3}, "model.d_model=256 does not divide by mesh.data=3, as mesh.zero=1 needs"),
+    ({"mesh.data": 2, "mesh.zero": 3, "train.unroll_layers": True}, "train.unroll_layers=True undoes mesh.zero=3"),
+    ({"train.recompute": "full", "train.unroll_layers": True}, "train.unroll_layers=True undoes train.recompute=full"),
+    (
+        {"train.ramp_start_size": 8, "train.ramp_increment": 8, "train.ramp_samples": 9},
+        "with a ramp from train.ramp_start_size=8 take train.microbatch_size=8",
+    ),
     ({"mesh.data": 2, "mesh.pipe": 2, "mesh.zero": 3}, "mesh.zero=3 would gather every weight for every microbatch"),
     (
         {"mesh.data": 4, "mesh.replica": 8},
@@ -177,6 +187,16 @@ def test_each_value_out_of_range_is_found(name, value, wrong):
 @pytest.mark.parametrize("values", [{"optimizer.learning_rate": 1e30}, {"seed": 0}, {"seed": 2**32 - 1}, {"optimizer.beta1": 0.0}])
 def test_what_is_odd_and_legal(values):
     assert validate.problems(configs.from_flat(values)) == []
+
+
+def test_the_degree_that_is_named_fits():
+    """Whatever the wish, taking the cure of any of its lines leaves none."""
+    shape = {"model.num_heads": 12, "model.num_kv_heads": 4, "model.d_model": 768, "mesh.sequence_parallel": True}
+    for wish in range(2, 40):
+        lines = validate.mesh_problems(configs.from_flat(shape | {"mesh.tensor": wish}))
+        for degree in {int(line.rpartition("mesh.tensor=")[2]) for line in lines}:
+            assert list(validate.mesh_problems(configs.from_flat(shape | {"mesh.tensor": degree}))) == []
+        assert bool(lines) == (wish not in (2, 4))
 
 
 def test_defaults_contradict_nothing():

@@ -118,6 +118,10 @@ def test_stream_gives_every_row_a_token_a_step(engine):
     assert [int(tokens_B[0]) for tokens_B in steps] == engine.generate(requests())[0]
 
 
+def test_no_request_has_no_answer(engine):
+    assert engine.generate([]) == [] and list(engine.stream([])) == []
+
+
 def test_other_weights_of_the_same_model(engine):
     _, others, _ = make("learned", seed=2)
     before = engine.params

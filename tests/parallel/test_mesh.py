@@ -1,6 +1,6 @@
 """The mesh: neighbours on the last axes, replicas on different slices, nothing left out in silence."""
 
-from dataclasses import dataclass
+import dataclasses
 
 import jax
 import numpy as np
@@ -32,18 +32,20 @@ def test_a_job_of_several_processes_leaves_no_device_idle(monkeypatch):
         meshes.make(schema.Mesh(data=4))
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Chip:
     """As much of a TPU as a mesh asks for: eight chips in two slices."""
 
     id: int
     slice_index: int
-    platform: str = "cpu"
-    device_kind: str = "chip"
+    coords: tuple[int, int, int]
+    platform: str = "tpu"
+    device_kind: str = "TPU v4"
+    core_on_chip: int = 0
     process_index: int = 0
 
 
-CHIPS = [Chip(number, number // 4) for number in range(8)]
+CHIPS = [Chip(number, number // 4, (number % 2, number // 2 % 2, 0)) for number in range(8)]
 
 
 @pytest.mark.parametrize("degrees", [{"replica": 2, "data": 2, "tensor": 2}, {"replica": 4, "tensor": 2}, {"replica": 2, "tensor": 4}])
@@ -59,6 +61,12 @@ def test_only_replicas_lie_on_different_slices(degrees):
 def test_a_mesh_that_would_cross_slices_inside_a_replica():
     with pytest.raises(ConfigError, match="mesh.replica=1 over 2 slices: only replicas may lie on different slices"):
         meshes._arranged((1, 1, 4, 1, 2), CHIPS)
+
+
+def test_gpus_of_several_hosts_call_each_a_slice_and_any_axis_may_cross():
+    cards = [dataclasses.replace(chip, platform="gpu", device_kind="card") for chip in CHIPS]
+    devices = meshes._arranged((1, 1, 2, 1, 4), cards)
+    assert [[card.slice_index for card in row] for row in devices.reshape(2, 4)] == [[0] * 4, [1] * 4]
 
 
 def test_put_gives_every_device_its_rows():

@@ -47,7 +47,7 @@ def batch(seed: int, num_microbatches: int = 1) -> dict:
     segment_ids = np.cumsum(begins, axis=1)
     positions = places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)
     padding = places >= random.integers(3, LENGTH + 1, (ROWS, 1))
-    weights = random.choice([0, 0.5, 1, 2], begins.shape) * ~padding
+    weights = random.choice([0, 0.3, 1, 1.7], begins.shape) * ~padding
     weights[random.random(ROWS) < 0.3] = 0
     fields = {
         "tokens": random.integers(SMALL["vocab_size"], size=begins.shape),

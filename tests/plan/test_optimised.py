@@ -14,6 +14,7 @@ from mtnlg.core import schema
 from mtnlg.parallel import mesh as meshes
 from mtnlg.plan import lowered, optimised
 from mtnlg.plan.collectives import Collective
+from mtnlg.train import step as steps
 
 DEGREES = {"replica": 2, "pipe": 1, "data": 2, "context": 1, "tensor": 2}
 
@@ -24,7 +25,7 @@ def compiled(zero: int, sequence_parallel: bool = False, microbatch_size: int = 
     mesh = {"replica": 2, "data": 2, "tensor": 2, "zero": zero, "sequence_parallel": sequence_parallel}
     config = config_of("llama", mesh, **{"compute_dtype": "float32", "param_dtype": "float32", "microbatch_size": microbatch_size} | train)
     made = meshes.make(config.mesh)
-    step = lowered.lower(config, made)
+    step = steps.lower(config, made)
     number = config.train.batch_size // config.microbatch_rows
     return lowered.count(step, made, number), optimised.count(step.compile().as_text(), dict(made.shape), number)
 

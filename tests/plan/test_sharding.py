@@ -48,6 +48,19 @@ def test_gradients_are_whole_while_zero_1_accumulates():
     assert {zero: row.param_bytes // kernels[2].param_bytes for zero, row in kernels.items()} == {0: 2, 1: 1, 2: 1, 3: 1}
 
 
+def test_what_a_step_holds_beside():
+    """Bytes of one kernel of 2 x 16 x 32 in bfloat16, halved by tensor: a copy of all layers, with ZeRO 3 of one, or none."""
+    narrow = dataclasses.replace(CONFIG, train=schema.Train(compute_dtype="bfloat16"))
+
+    def up(config):
+        return next(row for row in sharding.rows(config) if row.path == "blocks/mlp/up/kernel")
+
+    whole = 2 * 16 * 32 // 2
+    assert [up(on(narrow, zero=zero)).copy_bytes for zero in range(4)] == [2 * whole, 2 * whole, 2 * whole, 2 * whole // 2]
+    assert [up(on(narrow, zero=zero)).microbatch_bytes for zero in range(4)] == [2 * whole, 2 * whole, 2 * whole, 4 * whole // 2]
+    assert up(on(zero=0)).copy_bytes == 0 and up(on(zero=1)).copy_bytes == 4 * whole
+
+
 def test_the_largest_model_without_any_device():
     """530 B parameters over 2240 devices, by hand: 3 of 105 layers, an eighth of each kernel, of that an eighth in shards."""
     rows = {row.path: row for row in sharding.rows(configs.resolve(["--config=configs/mtnlg_530b.py"]))}

@@ -339,6 +339,10 @@ def test_a_model_is_talked_to_on_any_mesh(on_the_mesh):
     assert texts[0] == texts[1] != ""
 
 
-def test_a_mesh_that_does_not_fit_the_model_is_refused(on_the_mesh):
-    with pytest.raises(ConfigError, match="model.num_heads=2 does not divide by mesh.tensor=4: take mesh.tensor=2"):
-        lm.from_pretrained(on_the_mesh, schema.Mesh(tensor=4))
+@pytest.mark.parametrize(
+    ("tensor", "line"),
+    [(4, "model.num_heads=2 does not divide by mesh.tensor=4: take mesh.tensor=2"), (0, "mesh.tensor=0 must be at least 1")],
+)
+def test_a_mesh_that_does_not_fit_the_model_is_refused(on_the_mesh, tensor, line):
+    with pytest.raises(ConfigError, match=line):
+        lm.from_pretrained(on_the_mesh, schema.Mesh(tensor=tensor))
