@@ -140,7 +140,8 @@ class Run:
             processes.by_first(self.draw_curves)
             self.peak_flops_per_sec = max(self.peak_flops_per_sec, self.measure_peak())
         num_bytes = sum(source.heldout.num_bytes for source in self.prepared.sources)
-        return Result(position, finished, heldout, num_bytes, written, self.clock.median_rate(), self.peak_flops_per_sec)
+        whole_peak = peak.of_mesh(self.peak_flops_per_sec, self.mesh)
+        return Result(position, finished, heldout, num_bytes, written, self.clock.median_rate(), whole_peak)
 
     def prepare(self, directory: pathlib.Path) -> Prepared:
         processes.by_first(lambda: str(build.prepare(self.config, directory)))
@@ -257,7 +258,7 @@ class Run:
         shown = {"loss": float(values["loss"]), "learning_rate": report.learning_rate, "grad_norm": float(values["grad_norm"])}
         rate = self.clock.median_rate(self.config.log.every_steps)
         if math.isfinite(rate):
-            shown |= {"tokens_per_sec": rate, "mfu": rate * self.flops_per_token / (self.peak_flops_per_sec * self.mesh.size)}
+            shown |= {"tokens_per_sec": rate, "mfu": rate * self.flops_per_token / peak.of_mesh(self.peak_flops_per_sec, self.mesh)}
         norms = {f"{kind}_norm/{name}": float(v) for kind in ("grad", "param") for name, v in values.get("norms", {}).get(kind, {}).items()}
         scales = values.get("norms", {}).get("activation", ())
         norms |= {f"activation_rms/block_{layer}": float(v) for layer, v in enumerate(scales)}

@@ -5,6 +5,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 
 def best_gemm_flops_per_sec(dtype: str, repeats: int = 5) -> float:
@@ -27,6 +28,11 @@ def best_gemm_flops_per_sec(dtype: str, repeats: int = 5) -> float:
     if on_cpu and dtype == "float32":
         seconds = min(seconds, *(_seconds(lambda: host @ host) for _ in range(repeats)))
     return 2 * size**3 / seconds
+
+
+def of_mesh(flops_per_sec: float, mesh: Mesh) -> float:
+    """What all devices of the mesh can do together when one can do so much. Virtual CPU devices share the cores that one uses up."""
+    return flops_per_sec * (1 if mesh.devices.flat[0].platform == "cpu" else mesh.size)
 
 
 def _seconds(run) -> float:

@@ -1,4 +1,4 @@
-"""A whole run in two processes of two devices is the run of one process with four; it stops, resumes and fails as one."""
+"""A whole run in two processes of four devices is the run of one process with eight; it stops, resumes and fails as one."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def get_config(arg=""):
     process = os.environ.get("MTNLG_PROCESS_ID", "0")
     pathlib.Path(__file__).with_name(f"pid.{process}").write_text(str(os.getpid()))
     config = configs.default()
-    config.model.update(num_layers=1, d_model=16, num_heads=2, seq_len=16, vocab_size=300)
+    config.model.update(num_layers=1, d_model=16, num_heads=2, seq_len=16, vocab_size=300, dropout_hidden=0.1, dropout_attention=0.1)
     config.data.source = (str(pathlib.Path(__file__).with_name("docs.jsonl")),)
     config.data.heldout_fraction = 0.2
     config.train.update(batch_size=8, num_steps=4)
@@ -41,7 +41,7 @@ def get_config(arg=""):
     config.eval.max_tokens = 64
     config.sample.update(prompts=("the quick",), max_new_tokens=4)
     config.log.update(every_steps=1, tensorboard=False)
-    config.mesh.data = 4
+    config.mesh.update(data=4, tensor=2, sequence_parallel=True, zero=2)
     if arg == "differs":
         config.train.num_steps += int(process)
     return config
@@ -65,9 +65,11 @@ def no_gemm_timing(monkeypatch):
     monkeypatch.setattr(peak, "best_gemm_flops_per_sec", lambda dtype: 1e11)
 
 
-def launch(folder, workdir, *overrides, arg="") -> subprocess.Popen:
+def launch(folder, workdir, *overrides, arg="", num_processes=2) -> subprocess.Popen:
+    """Eight devices, dealt out to the processes."""
     train = ["train", f"--config={folder / 'tiny.py'}{arg}", f"--workdir={workdir}", f"--config.data.directory={folder / 'tokens'}"]
-    command = [sys.executable, "-m", "mtnlg", "launch", "local", "--processes=2", "--devices=2", "--", *train, *overrides]
+    command = [sys.executable, "-m", "mtnlg", "launch", "local", f"--processes={num_processes}"]
+    command += [f"--devices={8 // num_processes}", "--", *train, *overrides]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # whole lines in one piece
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -77,7 +79,7 @@ def resolve(folder, *overrides):
 
 
 def state_of(config, workdir, step) -> dict:
-    """Every array of a checkpoint, restored onto four devices of this process."""
+    """Every array of a checkpoint, restored onto the devices of this process."""
     abstract, step_dir = states.abstract(config, meshes.make(config.mesh)), pathlib.Path(workdir) / "checkpoints" / str(step)
     checkpoint.require_good(step_dir)
     parts = {part: checkpoint.load(step_dir, part, getattr(abstract, part), config) for part in ("params", "optimizer")}
@@ -116,7 +118,7 @@ def test_two_processes_are_one(run_of_two, folder, tmp_path, capfd):
 def test_the_first_process_alone_writes_and_speaks(run_of_two):
     workdir, out = run_of_two
     told = [line for line in out.splitlines() if line.startswith("[1] ") and "Gloo" not in line]
-    assert len(told) == 1 and re.fullmatch(r"\[1\] process 1 of 2 on \S+: 2 of 4 cpu devices", told[0])
+    assert len(told) == 1 and re.fullmatch(r"\[1\] process 1 of 2 on \S+: 4 of 8 cpu devices", told[0])
     assert out.count("step 3/4  loss") == 1 and out.count("finished at step 4") == 1
     assert [line[0] for line in losses(workdir)] == [1, 2, 3, 4]
     files = "checkpoints config.json curves.png environment.json lock metrics.jsonl overrides.json samples.jsonl tokenizer"
@@ -148,6 +150,15 @@ def read_until(launched: subprocess.Popen, wanted: str) -> None:
         if wanted in line:
             return
     pytest.fail(launched.stderr.read())
+
+
+@pytest.mark.slow
+def test_four_processes_are_one(run_of_two, folder, tmp_path):
+    """The same samples and the same dropout masks, however the devices are dealt out."""
+    launched = launch(folder, tmp_path / "run", num_processes=4)
+    assert launched.communicate()[1] is not None and launched.returncode == 0
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(run_of_two[0]), rtol=1e-6)
+    require_close(*(state_of(resolve(folder), run, 4) for run in (tmp_path / "run", run_of_two[0])))
 
 
 @pytest.mark.slow
@@ -194,7 +205,7 @@ os.chdir(os.path.join({str(tmp_path)!r}, os.environ["MTNLG_PROCESS_ID"]))
 from mtnlg.cli.main import main
 sys.exit(main(["train", "--config={folder / "tiny.py"}", "--workdir=run"]))
 """
-    launcher = "import sys; from mtnlg.launch import local; sys.exit(local.run([sys.executable, '-c', sys.argv[1]], 2, 2))"
+    launcher = "import sys; from mtnlg.launch import local; sys.exit(local.run([sys.executable, '-c', sys.argv[1]], 2, 4))"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", launcher, script], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
@@ -203,5 +214,5 @@ sys.exit(main(["train", "--config={folder / "tiny.py"}", "--workdir=run"]))
 
 
 def test_eight_devices_are_there():
-    """The comparison with one process above stands on four of them."""
+    """The comparison with one process above stands on them."""
     assert len(jax.devices()) == 8
