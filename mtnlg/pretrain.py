@@ -13,7 +13,6 @@ from typing import NamedTuple, TextIO
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from mtnlg import checkpoint, lm
 from mtnlg.checkpoint import Checkpoints
@@ -224,12 +223,13 @@ class Run:
             **self.documents(),
         )
         rows = config.microbatch_rows
-        most = train.batch_size // rows
+        most, own = train.batch_size // rows, meshes.local_rows(self.mesh, rows)
 
         def make(samples: int) -> dict:
+            """Of every microbatch, the rows that this process's devices hold."""
             size = schedule.batch_size(train, samples)
-            fields = loader.batch(np.arange(samples, samples + size))
-            microbatches = {name: a.reshape(-1, rows, model.seq_len) for name, a in fields.items()}
+            numbers = np.arange(samples, samples + size).reshape(-1, rows)[:, own]
+            microbatches = {name: a.reshape(*numbers.shape, model.seq_len) for name, a in loader.batch(numbers.ravel()).items()}
             return {name: np.pad(a, [(0, most - len(a)), (0, 0), (0, 0)]) for name, a in microbatches.items()}
 
         def starts() -> Iterator[int]:
@@ -241,7 +241,7 @@ class Run:
         def on_mesh(prefetched) -> Iterator[loop.Batch]:
             for samples, fields in prefetched:
                 size = schedule.batch_size(train, samples)
-                yield loop.Batch(meshes.put(self.mesh, fields, P(None, *meshes.BATCH)), size // rows, size)
+                yield loop.Batch(meshes.put_rows(self.mesh, fields, rows), size // rows, size)
 
         with Prefetcher(lambda samples: (samples, make(samples)), starts()) as prefetched:
             yield on_mesh(prefetched)

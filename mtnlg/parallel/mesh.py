@@ -31,7 +31,7 @@ def make(degrees: schema.Mesh, devices=None) -> Mesh:
     wanted, there = math.prod(shape), len(devices)
     product = " x ".join(f"mesh.{axis}={degree}" for axis, degree in zip(AXES, shape, strict=True) if degree > 1) or "a mesh of 1"
     if wanted > there or (wanted < there and jax.process_count() > 1):
-        cure = "degrees that multiply to the number of devices, or (on a CPU) JAX_NUM_CPU_DEVICES before the command"
+        cure = f"degrees that multiply to {there}, or (virtual ones, on a CPU) JAX_NUM_CPU_DEVICES={wanted} before the command"
         raise ConfigError(f"{product} needs {wanted} devices, and there are {there}", "--config.mesh", cure)
     return Mesh(_arranged(shape, devices[:wanted]), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -50,6 +50,27 @@ def _arranged(shape: tuple[int, ...], devices) -> np.ndarray:
         raise ConfigError(what, "--config.mesh.replica", f"--config.mesh.replica={slices}, or a multiple of it")
     within, between = (shape[0] // slices, *shape[1:]), (slices, *(1,) * (len(shape) - 1))
     return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+
+
+def local_rows(mesh: Mesh, num_rows: int, devices=None) -> np.ndarray:
+    """Which rows of a microbatch the devices (None: of this process) hold, in order: what has to be read for them."""
+    held = NamedSharding(mesh, P(BATCH[0])).devices_indices_map((num_rows,))
+    devices = jax.local_devices() if devices is None else devices
+    return np.unique(np.concatenate([np.arange(num_rows)[held[device]] for device in devices if device in held]))
+
+
+def put_rows(mesh: Mesh, batch: dict, num_rows: int) -> dict:
+    """A step's batch on the mesh: host arrays [M, local rows, L] of this process as global arrays [M, num_rows, L]."""
+    rows = local_rows(mesh, num_rows)
+
+    def one(array):
+        def part(index):
+            microbatches, wanted, places = index
+            return array[microbatches, np.searchsorted(rows, np.arange(num_rows)[wanted]), places]
+
+        return jax.make_array_from_callback((array.shape[0], num_rows, array.shape[2]), NamedSharding(mesh, P(None, *BATCH)), part)
+
+    return {name: one(array) for name, array in batch.items()}
 
 
 def put(mesh: Mesh, batch: dict, spec: P = BATCH) -> dict:

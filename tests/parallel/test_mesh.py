@@ -78,3 +78,25 @@ def test_put_gives_every_device_its_rows():
         replica, _, data, _, _ = (int(place[0]) for place in np.nonzero(mesh.devices == shard.device))
         first = 2 * (2 * replica + data)
         np.testing.assert_array_equal(shard.data, tokens[:, first : first + 2])
+
+
+def test_a_process_reads_the_rows_of_its_devices():
+    """As if devices 2, 3, 6 and 7 were a process's: the second of two tensor pairs in each replica, and with it the second rows."""
+    mesh = meshes.make(schema.Mesh(replica=2, data=2, tensor=2))
+    mine = [device for device in jax.devices() if device.id in (2, 3, 6, 7)]
+    assert meshes.local_rows(mesh, 8, mine).tolist() == [2, 3, 6, 7]
+    assert meshes.local_rows(mesh, 8).tolist() == list(range(8))
+
+
+def test_rows_that_were_read_lie_where_they_belong(monkeypatch):
+    mesh = meshes.make(schema.Mesh(data=4, tensor=2))
+    tokens = np.arange(3 * 8 * 5, dtype=np.int32).reshape(3, 8, 5)
+    np.testing.assert_array_equal(meshes.put_rows(mesh, {"tokens": tokens}, 8)["tokens"], tokens)
+    # A process that has read only half of the rows gives its own devices theirs.
+    own = np.array([2, 3, 6, 7])
+    monkeypatch.setattr(meshes, "local_rows", lambda *_: own)
+    parts = {}
+    monkeypatch.setattr(jax, "make_array_from_callback", lambda shape, sharding, part: parts.update(shape=shape, part=part))
+    meshes.put_rows(mesh, {"tokens": tokens[:, own]}, 8)
+    assert parts["shape"] == (3, 8, 5)
+    np.testing.assert_array_equal(parts["part"]((slice(None), slice(6, 8), slice(None))), tokens[:, 6:8])
