@@ -28,7 +28,7 @@ _INLINE = re.compile(r"`([^`]+)`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _KEY = re.compile(r"\b(?:" + "|".join({name.split(".")[0] for name in schema.leaves() if "." in name}) + r")\.[a-z_]+\b")
-_NO_KEYS = re.compile(r"[(/]|\.(py|json|md)\b|^mesh\.put$")  # spans of code in which a dot joins something else
+_NO_KEYS = re.compile(r"[(/]|\.(py|json|md)\b|^mesh\.put_rows$")  # spans of code in which a dot joins something else
 _FILE = re.compile(r"\bconfigs/[a-z0-9_]+\.py\b")
 _SEPARATORS = re.compile(r"[;&|]+")
 
