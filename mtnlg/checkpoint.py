@@ -28,7 +28,7 @@ MANIFEST = "MANIFEST.json"
 
 
 class Checkpoints:
-    """The checkpoints of one run. Saving goes on in the background; its errors surface at the next call of any method."""
+    """The checkpoints of one run. Saving goes on in the background; `failed` tells early when it went wrong, `wait` raises why."""
 
     def __init__(self, directory: str | os.PathLike, keep_last: int):
         self.directory = pathlib.Path(directory)
@@ -73,18 +73,27 @@ class Checkpoints:
         for old in self.steps()[: -self.keep_last]:
             _delete(self.directory / str(old))
 
-    def poll(self) -> None:
-        """Raises what went wrong in the background since the last call."""
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+    @property
+    def failed(self) -> bool:
+        """Whether the save under way has gone wrong already, in this process."""
+        return self._error is not None
 
     def wait(self) -> None:
-        """Until the save under way is on disk. Raises what went wrong."""
+        """Until the save under way is on disk, in every process. Raises what went wrong; what did in process 0, in all of them."""
+        self.join()
+        processes.by_first(self._raise_error)  # process 0 publishes, which takes the longest
+        self._raise_error()
+
+    def join(self) -> None:
+        """Until this process has done its part of the save under way."""
         if self._worker is not None:
             self._worker.join()
             self._worker = None
-        self.poll()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
 
     def steps(self) -> list[int]:
         """The whole steps on disk, oldest first."""

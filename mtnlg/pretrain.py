@@ -18,7 +18,7 @@ from mtnlg import checkpoint, lm
 from mtnlg.checkpoint import Checkpoints
 from mtnlg.core import config as configs
 from mtnlg.core import schema
-from mtnlg.core.errors import ConfigError, DataError, MtnlgError
+from mtnlg.core.errors import ConfigError, DataError
 from mtnlg.corpus import build, manifest
 from mtnlg.corpus.manifest import Prepared
 from mtnlg.data import tokenizer as tokenizers
@@ -33,6 +33,7 @@ from mtnlg.run.folder import RunFolder, change_table
 from mtnlg.run.metrics import Metrics
 from mtnlg.run.metrics import read as read_metrics
 from mtnlg.run.progress import Progress
+from mtnlg.run.screen import Screen
 from mtnlg.run.stop import StopSignals
 from mtnlg.train import evaluate, loop, peak, schedule
 from mtnlg.train import state as states
@@ -67,8 +68,10 @@ def pretrain(config: schema.Config, workdir: str, overrides: dict) -> Result:
     processes.require_same(same, "the same command and the same packages for every process")
     mesh, folder = meshes.make(config.mesh), RunFolder(workdir)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(Screen(sys.stdout)))
         processes.by_first(lambda: str(stack.enter_context(folder).path))
-        processes.require_same({f"the owner of {workdir}": folder.owner()}, "a --workdir on a file system that every process sees")
+        same = {f"the owner of {workdir}": folder.owner(), "the path of the workdir": str(folder.path.absolute())}
+        processes.require_same(same, "one --workdir on a file system that every process sees")
         run = stack.enter_context(Run(config, folder, mesh, overrides))
         return run.train()
 
@@ -96,14 +99,10 @@ class Run:
         self.samples = Metrics(self.record_of("samples"))
         return self
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(self, *_) -> None:
         self.metrics.close()
         self.samples.close()
-        try:
-            self.checkpoints.wait()  # a save under way is finished whatever ended the run
-        except MtnlgError:
-            if kind is None:
-                raise
+        self.checkpoints.join()  # a save under way is finished whatever ended the run
 
     def train(self) -> Result:
         config = self.config
@@ -122,7 +121,11 @@ class Run:
             progress.note(self.headline(position))
             with self.batches(position) as batches:
                 program = steps.make(config, self.mesh)
-                hooks = {"on_report": self.report, "on_step": self.beside, "should_stop": lambda: stop.agree(signals.received)}
+                hooks = {
+                    "on_report": self.report,
+                    "on_step": self.beside,
+                    "should_stop": lambda: stop.agree(signals.received or self.checkpoints.failed),
+                }
                 state, position = loop.run(config, program, state, position, batches, **hooks)
             finished = position.step >= last
             if finished:
@@ -268,7 +271,6 @@ class Run:
     def beside(self, state: State, report: loop.Report) -> None:
         """After each step: what is due at it."""
         config, position, step = self.config, report.position, report.position.step
-        self.checkpoints.poll()
         last = step == config.train.num_steps
 
         def due(every: int) -> bool:

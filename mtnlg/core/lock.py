@@ -40,3 +40,4 @@ def _take(file: int, path: pathlib.Path, on_busy: Callable[[str], None]) -> None
     with files.writing(path):
         os.ftruncate(file, 0)
         os.pwrite(file, f"{os.getpid()}@{socket.gethostname()} since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n".encode(), 0)
+        os.fsync(file)  # for who asks on another machine

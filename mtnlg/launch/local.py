@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from mtnlg.launch import processes
 from mtnlg.launch.processes import Job
 
-GRACE_SECS = 5.0  # between SIGTERM and SIGKILL, for the others when one process failed
+GRACE_SECS = 3.0  # before SIGKILL, for the others when one process failed
 ONE_WISH_SECS = 1.0  # `timeout`, schedulers and terminals may send one signal twice, to a process and to its group
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -101,11 +101,10 @@ def _forwarding(children: list[subprocess.Popen]) -> Iterator[None]:
             for child in children:
                 child.send_signal(number)
         elif received_secs[-1] - received_secs[0] > ONE_WISH_SECS:
-            for again in _FORWARDED:
-                signal.signal(again, signal.SIG_IGN)  # the ending itself takes a while
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    heard = [number for number in _FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    before = {number: signal.signal(number, forward) for number in heard}
     try:
         yield
     finally:
@@ -114,9 +113,12 @@ def _forwarding(children: list[subprocess.Popen]) -> Iterator[None]:
 
 
 def _end(children: list[subprocess.Popen]) -> None:
+    """They cannot go on without the one that failed, nor save: they get the time to say what they have to say."""
+    if all(child.poll() is not None for child in children):
+        return
+    for again in _FORWARDED:
+        signal.signal(again, signal.SIG_IGN)  # nothing interrupts the ending
     deadline = time.monotonic() + GRACE_SECS
-    for child in children:
-        child.terminate()
     for child in children:
         try:
             child.wait(max(deadline - time.monotonic(), 0))

@@ -48,7 +48,7 @@ def of_environment(environment: Mapping[str, str] = os.environ) -> Job | None:
         what = f"{PROCESS_ID}={job.process_id} is not below {NUM_PROCESSES}={job.num_processes}"
         raise ConfigError(what, "environment", f"{PROCESS_ID}=0 for the first process")
     host, _, port = job.coordinator.rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ConfigError(f"{COORDINATOR}={job.coordinator} is not HOST:PORT", "environment", f"{COORDINATOR}=HOST_OF_PROCESS_0:8476")
     return job
 

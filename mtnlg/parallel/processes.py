@@ -4,6 +4,7 @@ Words go through the key-value store of jax's coordinator, not over the devices:
 others wait, and a collective would give up. Every process makes the same calls in the same order, in its main thread.
 """
 
+import contextlib
 import itertools
 import json
 import socket
@@ -21,7 +22,8 @@ from mtnlg.core import errors
 from mtnlg.core.errors import ConfigError, MtnlgError, TemporaryFailure
 
 _PATIENCE_MS = 7 * 24 * 3600 * 1000  # a process that dies ends the waiting of the others, by jax's heartbeat
-_GOODBYE_MS = 10_000
+_SLICE_MS = 2_000  # inside one wait no signal is heard
+_GOODBYE_MS = 60_000
 _calls = itertools.count()
 
 
@@ -34,6 +36,8 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     jax.config.update("jax_enable_preemption_service", False)
     told = {"cluster_detection_method": "deactivate"} if coordinator else {}
     where = coordinator or "the cluster's coordinator"
+    if coordinator and process_id == 0:
+        _require_free(int(coordinator.rpartition(":")[2]), where)
     # When its own time is up jax aborts the process. So it has longer, and its thread is left behind.
     started = ThreadPoolExecutor(1).submit(
         jax.distributed.initialize, coordinator, num_processes, process_id, initialization_timeout=secs + 600, **told
@@ -55,6 +59,16 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     )
 
 
+def _require_free(port: int, where: str) -> None:
+    """Raises TemporaryFailure for a port in use, of which jax would die without a word, or nearly so."""
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", port))
+    except OSError as error:
+        raise TemporaryFailure(f"the job cannot start: {error.strerror}", where, "another port") from None
+
+
 def is_first() -> bool:
     """Whether this process writes files and talks to people."""
     return jax.process_index() == 0
@@ -72,11 +86,21 @@ def by_first(action: Callable):
             answer = {"error": type(error).__name__, "said": [error.what, error.where, error.cure]}
         store.key_value_set(key, json.dumps(answer))
     else:
-        answer = json.loads(store.blocking_key_value_get(key, _PATIENCE_MS))
+        answer = json.loads(_wait_for(key))
     if "error" in answer:
-        store.wait_at_barrier(key, _GOODBYE_MS)  # the store ends with process 0: everybody has read when it goes on
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # somebody is late: what went wrong matters more
+            store.wait_at_barrier(key, _GOODBYE_MS)  # the store ends with process 0: everybody has read when it goes on
         raise getattr(errors, answer["error"])(*answer["said"])
     return answer["value"]
+
+
+def _wait_for(key: str) -> str:
+    while True:
+        try:
+            return global_state.client.blocking_key_value_get(key, _SLICE_MS)
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
 
 
 def require_same(said: dict[str, str], cure: str) -> None:
