@@ -309,7 +309,8 @@ class Run:
             length = max(len(self.tokenizer.encode(prompt)), 1)
             if length > room:
                 what = f"sample.max_new_tokens={self.config.sample.max_new_tokens} after a prompt of {length} tokens"
-                cure = f"--config.sample.max_new_tokens={max(self.config.model.seq_len - length, 1)} or a shorter prompt"
+                left = self.config.model.seq_len - length
+                cure = f"--config.sample.max_new_tokens={left} or a shorter prompt" if left > 0 else "a shorter prompt"
                 raise ConfigError(f"{what} exceed model.seq_len={self.config.model.seq_len}", f"sample.prompts: {prompt[:40]!r}", cure)
 
     def write_samples(self, state: State, position: Position) -> list[tuple[str, str]]:

@@ -11,6 +11,8 @@ def describe(name: str) -> str:
     default = "none" if field.default is None else field.default
     choices = field.metadata["choices"]
     kind = f"one of {', '.join(map(str, choices))}" if choices else configs.type_name(field.type)
+    if field.type == tuple[str, ...]:
+        kind += """; commas part them, or '["one, with commas", "two"]'"""
     return f"--config.{name}={default}\n      {field.metadata['help']} ({kind})"
 
 

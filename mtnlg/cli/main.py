@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 
-from mtnlg.core.errors import ConfigError, MtnlgError
+from mtnlg.core.errors import ConfigError, MtnlgError, TemporaryFailure
 from mtnlg.launch import processes
 
 VERBS = {
@@ -37,14 +37,27 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except Exception:
+    except Exception as error:
         if not processes.in_job():
             raise
-        traceback.print_exc()
-        code = 1
+        gone = _lost_peer(error)
+        if debug or gone is None:
+            traceback.print_exc()
+        if gone is not None:
+            print(f"mtnlg: error: {gone}", file=sys.stderr)
+        code = gone.exit_code if gone is not None else 1
     if code and processes.in_job():
         processes.leave(code)
     return code
+
+
+def _lost_peer(error: Exception) -> TemporaryFailure | None:
+    """What a collective's error means when another process of the job has died; None for any other error."""
+    said = str(error)
+    if type(error).__name__ != "JaxRuntimeError" or not any(sign in said for sign in ("Gloo", "NCCL", "closed by peer", "heartbeat")):
+        return None
+    cure = "the same command; it goes on from the last checkpoint"
+    return TemporaryFailure("another process of the job is gone", said.splitlines()[0][:120], cure)
 
 
 def _run(arguments: list[str]) -> int:

@@ -99,6 +99,8 @@ def _mesh(config):
             f"train.unroll_layers=True undoes {key}: without a loop between them the compiler merges what the backward makes again "
             "with what the forward made; take train.unroll_layers=False"
         )
+    if mesh.sequence_parallel and mesh.tensor == 1:
+        yield "mesh.sequence_parallel=True has nothing to part with mesh.tensor=1: take mesh.sequence_parallel=False, or mesh.tensor=2"
     if mesh.zero and model.d_model % mesh.data:
         yield (
             f"model.d_model={model.d_model} does not divide by mesh.data={mesh.data}, as mesh.zero={mesh.zero} needs: "
@@ -140,6 +142,13 @@ def _batch(config):
         yield (
             f"train.microbatch_size is none, which means all of train.batch_size={train.batch_size} at once; with a ramp from "
             f"train.ramp_start_size={train.ramp_start_size} take train.microbatch_size={step // shards}, or a part of it"
+        )
+        sizes = {}
+    elif train.microbatch_size is None and train.ramp_start_size is None and train.batch_size % shards:
+        near = max(round(train.batch_size / shards), 1) * shards
+        yield (
+            f"train.batch_size={train.batch_size} cannot be dealt out over mesh.replica={mesh.replica} x mesh.data={mesh.data}: "
+            f"take mesh.replica x mesh.data={_divisor(train.batch_size, shards)}, or train.batch_size={near}"
         )
         sizes = {}
     for name, value in sizes.items():

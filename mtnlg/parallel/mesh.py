@@ -32,6 +32,8 @@ def make(degrees: schema.Mesh, devices=None) -> Mesh:
     product = " x ".join(f"mesh.{axis}={degree}" for axis, degree in zip(AXES, shape, strict=True) if degree > 1) or "a mesh of 1"
     if wanted > there or (wanted < there and jax.process_count() > 1):
         cure = f"degrees that multiply to {there}, or (virtual ones, on a CPU) JAX_NUM_CPU_DEVICES={wanted} before the command"
+        if jax.process_count() > 1:
+            cure = f"degrees that multiply to {there}, or other --processes and --devices; no device of a job may stand idle"
         raise ConfigError(f"{product} needs {wanted} devices, and there are {there}", "--config.mesh", cure)
     return Mesh(_arranged(shape, devices[:wanted]), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 

@@ -24,6 +24,7 @@ from mtnlg.core.errors import ConfigError, MtnlgError, TemporaryFailure
 _PATIENCE_MS = 7 * 24 * 3600 * 1000  # a process that dies ends the waiting of the others, by jax's heartbeat
 _SLICE_MS = 2_000  # inside one wait no signal is heard
 _GOODBYE_MS = 60_000
+_SILENT_SECS = 5
 _calls = itertools.count()
 
 
@@ -43,7 +44,11 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         jax.distributed.initialize, coordinator, num_processes, process_id, initialization_timeout=secs + 600, **told
     )
     try:
-        started.result(secs)
+        try:
+            started.result(min(secs, _SILENT_SECS))
+        except TimeoutError:
+            print(f"waiting at {where} for the other processes of the job, for up to {secs} s", flush=True)
+            started.result(max(secs - _SILENT_SECS, 0))
     except TimeoutError:
         cure = "starting every process, with this address reachable from each, or a longer MTNLG_JOIN_SECS"
         raise TemporaryFailure(f"the processes of the job did not meet within {secs} s", where, cure) from None

@@ -145,8 +145,9 @@ MESHES = (
     ({"mesh.data": 2, "mesh.pipe": 2, "mesh.zero": 3}, "mesh.zero=3 would gather every weight for every microbatch"),
     (
         {"mesh.data": 4, "mesh.replica": 8},
-        "train.batch_size=16 is no multiple of train.microbatch_size=1 x mesh.replica x mesh.data=32: take 32",
+        "dealt out over mesh.replica=8 x mesh.data=4: take mesh.replica x mesh.data=16, or train.batch_size=32",
     ),
+    ({"mesh.sequence_parallel": True}, "mesh.sequence_parallel=True has nothing to part with mesh.tensor=1"),
 )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -55,10 +56,26 @@ def test_half_a_place_is_bad_usage(tmp_path):
     assert done.stderr == line + "Try: all three, as `mtnlg launch local` sets them, or none\n"
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_port_in_use_is_told(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        place = {"MTNLG_COORDINATOR": f"127.0.0.1:{taken.getsockname()[1]}", "MTNLG_NUM_PROCESSES": "2", "MTNLG_PROCESS_ID": "0"}
+        done = train(tmp_path, **place)
+    assert done.returncode == 75
+    assert done.stderr.splitlines()[-1].startswith("mtnlg: error: the job cannot start: Address already in use (127.0.0.1:")
+
+
 @pytest.mark.parametrize("process", ["0", "1"])
 def test_others_that_do_not_come_are_waited_for_only_so_long(tmp_path, process):
     """A coordinator that nobody can reach, and one whom nobody joins."""
-    place = {"MTNLG_COORDINATOR": "127.0.0.1:1" if process == "1" else "127.0.0.1:47613", "MTNLG_NUM_PROCESSES": "2"}
+    place = {"MTNLG_COORDINATOR": "127.0.0.1:1" if process == "1" else f"127.0.0.1:{free_port()}", "MTNLG_NUM_PROCESSES": "2"}
     done = train(tmp_path, **place, MTNLG_PROCESS_ID=process, MTNLG_JOIN_SECS="2")
     assert done.returncode == 75
     assert done.stderr.splitlines()[-1].startswith(
