@@ -39,7 +39,7 @@ _RANGES = (
 
 def problems(config: schema.Config) -> list[str]:
     """One line for each value out of range, then for each contradiction: the keys, their values, and a value that would do."""
-    return [line for check in (_ranges, _model, _mesh, _log, _batch, _optimizer, _data, _sample) for line in check(config)]
+    return [line for check in (_ranges, _model, _mesh, _layers, _log, _batch, _optimizer, _data, _sample) for line in check(config)]
 
 
 def _ranges(config, group: str = ""):
@@ -93,12 +93,6 @@ def _mesh(config):
             f"model.num_kv_heads={model.heads[1]} neither divides by mesh.tensor={mesh.tensor} nor divides it: "
             f"take mesh.tensor={_fitting_tensor(config)}"
         )
-    if config.train.unroll_layers and (mesh.zero == 3 or config.train.recompute != "none"):
-        key = "mesh.zero=3" if mesh.zero == 3 else f"train.recompute={config.train.recompute}"
-        yield (
-            f"train.unroll_layers=True undoes {key}: without a loop between them the compiler merges what the backward makes again "
-            "with what the forward made; take train.unroll_layers=False"
-        )
     if mesh.sequence_parallel and mesh.tensor == 1:
         yield "mesh.sequence_parallel=True has nothing to part with mesh.tensor=1: take mesh.sequence_parallel=False, or mesh.tensor=2"
     if mesh.zero and model.d_model % mesh.data:
@@ -108,6 +102,16 @@ def _mesh(config):
         )
     if mesh.zero == 3 and mesh.pipe > 1:
         yield f"mesh.zero=3 would gather every weight for every microbatch with mesh.pipe={mesh.pipe}: take mesh.zero=2"
+
+
+def _layers(config):
+    train, mesh = config.train, config.mesh
+    if train.unroll_layers and (mesh.zero == 3 or train.recompute != "none"):
+        key = "mesh.zero=3" if mesh.zero == 3 else f"train.recompute={train.recompute}"
+        yield (
+            f"train.unroll_layers=True undoes {key}: without a loop between them the compiler merges what the backward makes again "
+            "with what the forward made; take train.unroll_layers=False"
+        )
 
 
 def _log(config):

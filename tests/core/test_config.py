@@ -246,3 +246,7 @@ def test_a_colon_in_the_path_of_a_config(tmp_path):
     )
     assert configs.resolve([f"--config={folder / 'c.json'}"]).seed == 7
     assert [configs.resolve([f"--config={folder / 'c.py'}{arg}"]).name for arg in ("", ":b")] == ["a", "b"]
+
+
+def test_a_mesh_to_generate_on_does_not_ask_how_the_run_was_trained():
+    assert validate.mesh_problems(configs.from_flat({"train.recompute": "full", "train.unroll_layers": True, "train.batch_size": 7})) == []
