@@ -41,16 +41,22 @@ def attend(q_BLHK, k_BSGK, v_BSGK, seen_BLS, penalty_BHLS, dropout: Dropout | No
     num_rows, length, num_heads, head_dim = q_BLHK.shape
     groups = k_BSGK.shape[2]
     dtype = jnp.promote_types(q_BLHK.dtype, jnp.float32)
-    q_BLGRK = q_BLHK.reshape(num_rows, length, groups, num_heads // groups, head_dim)
-    scores = jnp.einsum("blgrk,bsgk->bgrls", q_BLGRK, k_BSGK, preferred_element_type=dtype) * (head_dim**-0.5)
-    scores_BHLS = scores.reshape(num_rows, num_heads, length, -1)
+    q_BGRLK = q_BLHK.reshape(num_rows, length, groups, num_heads // groups, head_dim).transpose(0, 2, 3, 1, 4)
+    k_BGSK, v_BGSK = k_BSGK.transpose(0, 2, 1, 3), v_BSGK.transpose(0, 2, 1, 3)
+    scores = jnp.einsum("bgrlk,bgsk->bgrls", q_BGRLK, k_BGSK, preferred_element_type=dtype)
+    scores_BHLS = scores.reshape(num_rows, num_heads, length, -1) * (head_dim**-0.5)
     if penalty_BHLS is not None:
         scores_BHLS = scores_BHLS - penalty_BHLS
-    probs_BHLS = nn.softmax(jnp.where(seen_BLS[:, None], scores_BHLS, jnp.finfo(dtype).min), axis=-1)
+    scores_BHLS = scores_BHLS + jnp.where(seen_BLS, jnp.zeros((), dtype), jnp.finfo(dtype).min / 2)[:, None]  # swallows what it hides
+    # Divided by their sum at the end, where there are K numbers for a query and not S. That softmax is blind to the shift is exact.
+    weights_BHLS = jnp.exp(scores_BHLS - jax.lax.stop_gradient(jnp.max(scores_BHLS, axis=-1, keepdims=True)))
+    sum_BHL = jnp.sum(weights_BHLS, axis=-1)
     if dropout is not None:
-        probs_BHLS = dropout.attention(probs_BHLS, heads_H, rate)
-    probs = probs_BHLS.astype(v_BSGK.dtype).reshape(scores.shape)
-    return jnp.einsum("bgrls,bsgk->blgrk", probs, v_BSGK).reshape(q_BLHK.shape)
+        weights_BHLS = dropout.attention(weights_BHLS, heads_H, rate)
+    weights = weights_BHLS.astype(v_BSGK.dtype).reshape(scores.shape)
+    out = jnp.einsum("bgrls,bgsk->bgrlk", weights, v_BGSK, preferred_element_type=dtype)
+    out_BHLK = out.reshape(num_rows, num_heads, length, head_dim) / sum_BHL[..., None]
+    return out_BHLK.transpose(0, 2, 1, 3).astype(q_BLHK.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
