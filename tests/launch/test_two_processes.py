@@ -228,7 +228,7 @@ sys.exit(main(["train", "--config={folder / "tiny.py"}", "--workdir=run"]))
     done = subprocess.run([sys.executable, "-c", launcher, script], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert "the owner of run is nobody in process 1 and" in done.stderr
-    assert "Try: a --workdir on a file system that every process sees" in done.stderr
+    assert "Try: one --workdir on a file system that every process sees" in done.stderr
 
 
 def test_eight_devices_are_there():
