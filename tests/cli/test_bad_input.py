@@ -297,3 +297,15 @@ def test_debug_shows_where_it_came_from(capsys):
     assert main(["trian", "--debug"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("Traceback") and "mtnlg: error: there is no verb 'trian'" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("said", "is_told"), [("UNKNOWN: Gloo AllReduce failed: Connection closed by peer\nand more", True), ("OOM", False)]
+)
+def test_a_collective_that_lost_its_peer_is_one_line(said, is_told):
+    """And only that: any other error of jax keeps its traceback."""
+    from mtnlg.cli.main import _lost_peer
+
+    found = _lost_peer(jax.errors.JaxRuntimeError(said))
+    assert (found is not None) == is_told
+    assert not is_told or (found.exit_code == 75 and "\n" not in str(found))

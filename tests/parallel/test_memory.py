@@ -45,7 +45,7 @@ def devices():
 
 
 def memory(devices, zero):
-    """(bytes of arguments, bytes of temporaries) of one device for a step of two microbatches, bfloat16, recomputing everything."""
+    """(bytes of arguments, of temporaries, at the peak) of one device for a step of two microbatches, bfloat16, recomputing everything."""
     train = schema.Train(batch_size=4 * DATA, microbatch_size=2, compute_dtype="bfloat16", recompute="full")
     config = schema.Config(model=MODEL, train=train, mesh=schema.Mesh(data=DATA, zero=zero))
     mesh = meshes.make(config.mesh, devices)
@@ -58,7 +58,7 @@ def memory(devices, zero):
     scalars = [placed(dtype) for dtype in (jnp.int32, jnp.int32, jnp.float32, jnp.bool)]
     compiled = steps.make(config, mesh).lower(states.abstract(config, mesh), batch, *scalars).compile()
     found = compiled.memory_analysis()
-    return found.argument_size_in_bytes, found.temp_size_in_bytes
+    return found.argument_size_in_bytes, found.temp_size_in_bytes, found.peak_memory_in_bytes
 
 
 # What a step holds beside its arguments, bytes for each parameter (Rajbhandari et al. 2020, section 5, counts the same things at
@@ -72,8 +72,8 @@ def test_a_device_holds_what_the_formulas_say(devices, zero):
     leaves = by_path(count.abstract_params(MODEL))
     matrices = sum(math.prod(leaf.shape) for path, leaf in leaves.items() if path.endswith("kernel") or path.startswith("embedding"))
     vectors = sum(math.prod(leaf.shape) for leaf in leaves.values()) - matrices
-    arguments, temporaries = memory(devices, zero)
-    print(f"ZeRO {zero} over {DATA}: arguments {arguments / 2**20:.1f} MiB, temporaries {temporaries / 2**20:.1f} MiB")
+    arguments, temporaries, peak = memory(devices, zero)
+    print(f"ZeRO {zero} over {DATA}: arguments {arguments / 2**20:.1f}, temporaries {temporaries / 2**20:.1f}, peak {peak / 2**20:.1f} MiB")
     # float32 parameters and two moments; the batch and five scalars beside them are less than a thousandth.
     stored = 12 * (matrices / (DATA if zero else 1) + vectors)
     assert stored <= arguments < 1.001 * stored

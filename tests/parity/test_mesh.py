@@ -75,6 +75,7 @@ def check(model, mesh, train, bound=EXACT, **dtypes):
     seen, expected = three_steps(config, num_microbatches), on_one_device(model, **dtypes)
     jax.tree.map(np.testing.assert_array_equal, seen["initial"], expected["initial"])
     difference, where = worst_difference(seen, expected)
+    print(f"{model} {mesh} {train}: {difference:.1e} ({where})")
     assert difference < bound, where
     moved = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), seen["final"], seen["initial"])
     assert min(jax.tree.leaves(moved)) > 0, "a parameter did not move, so its equality proves nothing"
