@@ -175,6 +175,18 @@ class Mesh:
 
 
 @dataclass(frozen=True)
+class Pipeline:
+    schedule: str = key(
+        "1f1b", "who computes what when, with mesh.pipe > 1: gpipe, 1f1b, interleaved, zero_bubble, zb_v, or a table of your own, FILE.csv"
+    )
+    chunks: int = key(2, "interleaved: parts of the model on each stage")
+    in_flight: int | None = key(None, "zero_bubble: microbatches that a stage may hold at once; none: mesh.pipe")
+    layers_per_stage: tuple[int, ...] = key(
+        (), "blocks of each part of the model, in the model's order; none given: balanced, with embedding and head counted"
+    )
+
+
+@dataclass(frozen=True)
 class Init:
     from_: str | None = key(None, "start from the weights of this run or checkpoint, with a fresh optimizer")
 
@@ -192,6 +204,7 @@ class Config:
     checkpoint: Checkpoint = section(Checkpoint, "what is kept")
     log: Log = section(Log, "what is reported")
     mesh: Mesh = section(Mesh, "degrees of parallelism, and what lies where")
+    pipeline: Pipeline = section(Pipeline, "the order of work on pipeline stages, and their layers")
     init: Init = section(Init, "where weights start")
 
     @property
