@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from mtnlg import pipeline
 from mtnlg.core import collectives, prng, schema
 from mtnlg.core.collectives import TensorShard
 from mtnlg.core.tree import cast
-from mtnlg.model import count, loss, transformer
+from mtnlg.model import count, loss, objective, transformer
 from mtnlg.model.cache import Cache
-from mtnlg.parallel import specs, zero
+from mtnlg.parallel import specs, stages, timetable, zero
 from mtnlg.parallel.mesh import BATCH
 
 SAMPLE_AXES = ("replica", "data")  # axes whose devices hold different samples
@@ -46,7 +47,7 @@ class Weights:
 
     def __init__(self, config: schema.Config):
         self.config, self.shapes = config, count.abstract_params(config.model)
-        self.dims = specs.data_dims(config, self.shapes)
+        self.dims, self.pipe_dims = (specs.dims_along(axis, config, self.shapes) for axis in ("data", "pipe"))
         self.dtype = jnp.dtype(config.train.compute_dtype)
         self.sum_dtype = None if config.train.reduce_dtype == "float32" else jnp.dtype(config.train.reduce_dtype)
         self.storage = specs.specs(specs.storage_table(config), self.shapes)
@@ -56,7 +57,8 @@ class Weights:
         """What is gathered once a step: whole compute copies, cast before they travel. With ZeRO 3, nothing yet."""
         if self.config.mesh.zero == 3:
             return shards
-        return zero.gather(transformer.compute_copy(shards, self.dtype), self.dims)
+        gathered = zero.gather(transformer.compute_copy(shards, self.dtype), self.dims)
+        return zero.gather(gathered, self.pipe_dims, "pipe")
 
     def for_forward(self, params: dict, shard: TensorShard) -> tuple[dict, dict]:
         """(the parameters of a forward, the arguments that `transformer.hidden` needs beside them), differentiable."""
@@ -77,95 +79,99 @@ class Weights:
         grads = cast(grads, self.config.train.param_dtype)
         return zero.scatter(grads, self.dims, self.sum_dtype) if self.config.mesh.zero == 2 else grads
 
+    def after_layer(self, kernels: dict) -> dict:
+        """`after_microbatch` of the kernels of one layer, by their path in it."""
+        grads = cast(kernels, self.config.train.param_dtype)
+        scattered = functools.partial(zero.scatter, prefix="blocks/", stacked=True)
+        return scattered(grads, self.dims, self.sum_dtype) if self.config.mesh.zero == 2 else grads
+
     def after_step(self, grads: dict) -> dict:
         """The sums over all devices, in storage sharding."""
         if self.config.mesh.zero == 1:
             grads = zero.scatter(grads, self.dims, self.sum_dtype)
+        grads = zero.sum_stages(grads, self.pipe_dims)
         return zero.sum_rest(grads, self.dims, functools.partial(specs.is_partial, self.config), self.sum_dtype)
 
 
 def loss_and_grad(config: schema.Config, mesh: Mesh):
-    """(params, batch, num_microbatches, step) -> sums {'loss', 'weight', 'grads', 'squares_N'}, all reduced over the mesh.
+    """(params, batch, num_microbatches, step, timetable) -> sums {'loss', 'weight', 'grads', 'squares_N'}, all reduced over the mesh.
 
     params: master copy; batch: fields [M, B, L], of which the first `num_microbatches` (traced: one program for a whole batch
-    ramp) are used; step: traced, names the dropout masks. `loss` is the sum of weighted losses, `grads` the gradient of that sum
-    in the parameters' dtype and storage sharding; the caller divides by `weight`, once. `squares_N` [N]: mean squares of the
-    activations, summed over microbatches.
+    ramp) are used; step: traced, names the dropout masks; timetable: of as many microbatches (parallel/timetable.py), None without a
+    pipeline. `loss` is the sum of weighted losses, `grads` the gradient of that sum in the parameters' dtype and storage sharding; the
+    caller divides by `weight`, once. `squares_N` [N]: mean squares of the activations, summed over microbatches.
     """
     model, train = config.model, config.train
     weights, shard = Weights(config), TensorShard(config.mesh.tensor, config.mesh.sequence_parallel)
-    drops = model.dropout_hidden > 0 or model.dropout_attention > 0
+    with_pipeline = config.mesh.pipe > 1
 
-    def microbatch_loss(params, batch, first_sample, step):
-        rows, length = batch["tokens"].shape
-        dropout = None
-        if drops:
-            samples_B = first_sample + jax.lax.axis_index(SAMPLE_AXES) * rows + jnp.arange(rows)
-            places_L = jnp.arange(length)
-            dropout = prng.Dropout(prng.key(config.seed, prng.DROPOUT, step), samples_B, shard.own_places(places_L, 0), places_L)
+    def dropout_of(step, m, rows, length):
+        """The masks of microbatch m, of which this device has `rows`."""
+        if not (model.dropout_hidden > 0 or model.dropout_attention > 0):
+            return None
+        samples_B = (m * collectives.degree(SAMPLE_AXES) + jax.lax.axis_index(SAMPLE_AXES)) * rows + jnp.arange(rows)
+        places_L = jnp.arange(length)
+        return prng.Dropout(prng.key(config.seed, prng.DROPOUT, step), samples_B, shard.own_places(places_L, 0), places_L)
+
+    def microbatch_loss(params, batch, dropout):
         params, gathering = weights.for_forward(params, shard)
         settings = {"recompute": train.recompute, "unroll": train.unroll_layers, "dropout": dropout, "shard": shard, **gathering}
         x_BLD, squares_N = transformer.hidden(model, params, batch, **settings)
-        x_BLD = shard.enter(x_BLD, "head, into the rows of the vocabulary")
-        total = loss.loss_sum(
-            x_BLD.reshape(-1, model.d_model),
-            transformer.head_kernel(model, params),
-            batch["targets"].reshape(-1),
-            batch["weights"].reshape(-1),
-            model.vocab_size,
-            train.loss_chunk_tokens,
-            shard,
-        )
-        return total, squares_N
+        return objective.loss_sum(config, params, x_BLD, batch, shard), squares_N
 
-    def local(shards, batch, num_microbatches, step):
-        num_shards = mesh.shape["replica"] * mesh.shape["data"]
-        samples_in_microbatch = batch["tokens"].shape[1] * num_shards
-        params = weights.for_step(shards)
+    def accumulated(params, batch, num_microbatches, masks):
+        """The sums of this device, one microbatch after the other."""
 
         def one(m):
             fields = {name: jax.lax.dynamic_index_in_dim(batch[name], m, keepdims=False) for name in BATCH_FIELDS}
             differentiate = jax.value_and_grad(microbatch_loss, has_aux=True)
-            (total, squares_N), grads = differentiate(params, fields, m * samples_in_microbatch, step)
-            grads = weights.after_microbatch(grads)
-            return {"loss": total, "weight": jnp.sum(fields["weights"].astype(total.dtype)), "grads": grads, "squares_N": squares_N}
+            (total, squares_N), grads = differentiate(params, fields, masks(m))
+            weight = objective.weight_sum(fields, total)
+            return {"loss": total, "weight": weight, "grads": weights.after_microbatch(grads), "squares_N": squares_N}
 
         if batch["tokens"].shape[0] == 1:
-            sums = one(0)
-        else:
-            nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(one, 0))
-            sums = jax.lax.fori_loop(0, num_microbatches, lambda m, sums: jax.tree.map(jnp.add, sums, one(m)), nothing)
-        # Every device has read its own samples; the step's sums are those of all of them. Once a step, after accumulation.
+            return one(0)
+        nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(one, 0))
+        return jax.lax.fori_loop(0, num_microbatches, lambda m, sums: jax.tree.map(jnp.add, sums, one(m)), nothing)
+
+    def piped(params, batch, table, masks):
+        """The sums of this stage, as the timetable says."""
+        own = transformer.own_groups(model, params, shard)
+        columns = {name: column.reshape(-1) if name in timetable.COLUMNS else column for name, column in table.items()}
+        scatters = {"scatter_layer": weights.after_layer, "scatter_outer": weights.after_microbatch}
+        sums = pipeline.loss_and_grad(config, shard, own, batch, columns, timetable.sizes(config), masks, **scatters)
+        return sums | {"grads": transformer.return_groups(model, sums["grads"], shard)}
+
+    def local(shards, batch, num_microbatches, step, table):
+        params, (rows, length) = weights.for_step(shards), batch["tokens"].shape[1:]
+        masks = functools.partial(dropout_of, step, rows=rows, length=length)
+        sums = piped(params, batch, table, masks) if with_pipeline else accumulated(params, batch, num_microbatches, masks)
+        # Every device has read its own samples, or worked on its own stage; the step's sums are those of all. Once a step.
         for name in ("loss", "weight"):
-            sums[name] = collectives.all_reduce(sums[name], SAMPLE_AXES, f"{name}, over samples")
+            sums[name] = collectives.all_reduce(sums[name], ("pipe", *SAMPLE_AXES), f"{name}, over stages and samples")
         places = ("tensor",) if shard.shards_sequence else ()
         squares_N = collectives.all_reduce(sums["squares_N"], (*SAMPLE_AXES, *places), "mean squares, over samples and places")
-        num_parts = num_shards * (shard.size if places else 1)
-        return {**sums, "squares_N": squares_N / num_parts, "grads": weights.after_step(sums["grads"])}
+        squares_N = collectives.all_gather(squares_N, "pipe", 0, "mean squares, of all stages")
+        num_parts = collectives.degree((*SAMPLE_AXES, *places))
+        squares_N = stages.restore_order(config, "blocks/", squares_N) / num_parts
+        return {**sums, "squares_N": squares_N, "grads": weights.after_step(sums["grads"])}
 
     microbatches = P(None, *BATCH)
+    in_specs = (weights.storage, {name: microbatches for name in BATCH_FIELDS}, P(), P(), timetable.SPECS if with_pipeline else None)
     out_specs = {"loss": P(), "weight": P(), "squares_N": P(), "grads": weights.storage}
-    return _over(mesh, (weights.storage, {name: microbatches for name in BATCH_FIELDS}, P(), P()), out_specs)(local)
+    over_mesh = _over(mesh, in_specs, out_specs)(local)
+    return lambda params, batch, num_microbatches, step, table=None: over_mesh(params, batch, num_microbatches, step, table)
 
 
 def score(config: schema.Config, mesh: Mesh):
     """(params, batch) -> (negative log-likelihood [B, L] in nats, whether the target was the likeliest token [B, L])."""
-    model, train = config.model, config.train
+    model = config.model
     weights, shard = Weights(config), TensorShard(config.mesh.tensor, config.mesh.sequence_parallel)
 
     def local(shards, batch):
         params, gathering = weights.for_forward(weights.for_step(shards), shard)
         x_BLD, _ = transformer.hidden(model, params, batch, shard=shard, **gathering)
-        x_BLD = shard.enter(x_BLD, "head, into the rows of the vocabulary")
-        nll_T, greedy_T = loss.token_losses(
-            x_BLD.reshape(-1, model.d_model),
-            transformer.head_kernel(model, params),
-            batch["targets"].reshape(-1),
-            vocab_size=model.vocab_size,
-            chunk_tokens=train.loss_chunk_tokens,
-            shard=shard,
-        )
-        return nll_T.reshape(batch["tokens"].shape), greedy_T.reshape(batch["tokens"].shape)
+        return objective.scores(config, params, x_BLD, batch, shard)
 
     return _over(mesh, (weights.storage, {name: BATCH for name in BATCH_FIELDS}), (BATCH, BATCH))(local)
 

@@ -59,6 +59,15 @@ def reduce_scatter(x, axis: str, dim: int, why: str, dtype=None):
         return jax.lax.psum_scatter(x.astype(dtype or x.dtype), axis, scatter_dimension=dim, tiled=True).astype(x.dtype)
 
 
+def permute(x, axis: str, shift: int, why: str):
+    """x of the device `shift` places before along `axis`, which is a ring."""
+    size = degree(axis)
+    if size == 1:
+        return x
+    with jax.named_scope(why):
+        return jax.lax.ppermute(x, axis, [(source, (source + shift) % size) for source in range(size)])
+
+
 # Pairs: forward and backward. The functions above are looked up when a program is traced, so that a test can take one away.
 
 

@@ -63,7 +63,7 @@ def attend(q_BLHK, k_BSGK, v_BSGK, seen_BLS, penalty_BHLS, dropout: Dropout | No
 def attend_again(q_BLHK, k_BSGK, v_BSGK, seen_BLS, penalty_BHLS, dropout, heads_H, rate):
     """`attend`, computed again in the backward from its arguments: scores and probabilities are never kept.
 
-    Not `jax.checkpoint`, whose inside a policy around it (`transformer._saved`) would open and keep.
+    Not `jax.checkpoint`, whose inside a policy around it (`transformer.saved`) would open and keep.
     """
     return attend(q_BLHK, k_BSGK, v_BSGK, seen_BLS, penalty_BHLS, dropout, heads_H, rate)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,11 +12,39 @@ from mtnlg.core import schema
 from mtnlg.core.collectives import TensorShard
 
 
+class Tap(NamedTuple):
+    """What the gradient of a kernel is made of: its inputs [..., I] and the gradient of its outputs [..., O]."""
+
+    inputs: jax.Array
+    d_outputs: jax.Array
+
+
+def _product(rows, kernel):
+    """[..., I] times a kernel of I x O numbers -> [..., O]."""
+    return rows @ kernel.reshape(rows.shape[-1], -1)
+
+
+@jax.custom_vjp
+def tapped_product(rows, kernel, tap: Tap):
+    """`_product`, whose backward makes no gradient of the kernel: that of `tap`, whose value is never read, is what it is made of.
+
+    So the backward of a block can be cut in two (Qi et al. 2024, arXiv 2401.10241, section 2): B needs no kernel's gradient, and W
+    makes it later, from the taps.
+    """
+    return _product(rows, kernel)
+
+
+tapped_product.defvjp(
+    lambda rows, kernel, tap: (_product(rows, kernel), (rows, kernel)),
+    lambda saved, g: (g @ saved[1].reshape(saved[0].shape[-1], -1).T, None, Tap(saved[0], g)),
+)
+
+
 class Linear(nn.Module):
     """y = x W + b, contracting the last `len(in_dims)` dims of x; W is [*in_dims, *out_dims], b [*out_dims].
 
     Both sides are flattened to one matrix product. Computes in x's dtype. Where the rows of W lie on several devices, `leave` sums
-    their products; the bias is added once, after that.
+    their products; the bias is added once, after that. With a `Tap` in the collection "taps", its gradient comes instead of W's.
     """
 
     in_dims: tuple[int, ...]
@@ -28,7 +57,8 @@ class Linear(nn.Module):
     def __call__(self, x):
         kernel = self.param("kernel", nn.initializers.normal(self.std), self.in_dims + self.out_dims, x.dtype)
         rows = x.reshape(*x.shape[: x.ndim - len(self.in_dims)], math.prod(self.in_dims))
-        y = self.leave(rows @ kernel.reshape(math.prod(self.in_dims), math.prod(self.out_dims)))
+        tapped = self.has_variable("taps", "kernel")
+        y = self.leave(tapped_product(rows, kernel, self.get_variable("taps", "kernel")) if tapped else _product(rows, kernel))
         if self.bias:
             # A bias in a wider dtype is added there, so that its gradient, a sum over every token, is summed there too.
             y = (y + self.param("bias", nn.initializers.zeros, self.out_dims, x.dtype).reshape(-1)).astype(x.dtype)

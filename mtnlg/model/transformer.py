@@ -86,6 +86,12 @@ def embed(model: schema.Model, embedding: dict, tokens_BL, positions_BL, dtype, 
     return x_BLD
 
 
+def first_hidden(model: schema.Model, embedding: dict, batch: dict, dropout: Dropout | None, dtype, shard: TensorShard = WHOLE):
+    """What the first block reads: the embedding of a batch, with dropout if there is one."""
+    x_BLD = embed(model, embedding, batch["tokens"], batch["positions"], dtype, shard)
+    return x_BLD if dropout is None else dropout.hidden(x_BLD, prng.EMBEDDING, model.dropout_hidden)
+
+
 def _rows_or_zeros(table_VD, rows_BL):
     here_BL = (rows_BL >= 0) & (rows_BL < table_VD.shape[0])
     return jnp.where(here_BL[..., None], table_VD[jnp.where(here_BL, rows_BL, 0)], jnp.zeros((), table_VD.dtype))
@@ -110,7 +116,24 @@ def own_groups(model: schema.Model, params: dict, shard: TensorShard) -> dict:
     return map_with_path(of, params)
 
 
-def _saved(primitive, *_, **parameters) -> bool:
+def return_groups(model: schema.Model, grads: dict, shard: TensorShard) -> dict:
+    """The transpose of `own_groups`: gradients of all key/value heads, zero but for those of this device."""
+    groups = model.heads[1]
+    if shard.size <= groups:
+        return grads
+    own = shard.rank() // (shard.size // groups)
+
+    def of(path, leaf):
+        if not path.startswith("blocks/attention/key_value/"):
+            return leaf
+        dim = leaf.ndim - 3  # of [..., G, 2, K]
+        whole = jnp.zeros((*leaf.shape[:dim], groups, *leaf.shape[dim + 1 :]), leaf.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(whole, leaf, own, dim)
+
+    return map_with_path(of, grads)
+
+
+def saved(primitive, *_, **parameters) -> bool:
     """The policy of a block that gathers: everything is saved but what was gathered, which is gathered again for the backward.
 
     That holds for weights (ZeRO-3) and for activations of all places (Korthikanti et al. 2022, section 4.2.2). A reshape of a weight is
@@ -141,9 +164,7 @@ def hidden(
     """
     dtype = dtype or compute_dtype(params)
     places = places_of(model, batch["positions"], batch["segment_ids"], dtype)
-    x_BLD = embed(model, params["embedding"], batch["tokens"], batch["positions"], dtype, shard)
-    if dropout is not None:
-        x_BLD = dropout.hidden(x_BLD, prng.EMBEDDING, model.dropout_hidden)
+    x_BLD = first_hidden(model, params["embedding"], batch, dropout, dtype, shard)
     block = Block(model, shard, recompute_core=recompute == "selective")
 
     def one(x_BLD, layer_params, layer):
@@ -156,7 +177,7 @@ def hidden(
     if recompute == "full":
         one = jax.checkpoint(one)
     elif gather_block is not None or shard.shards_sequence:
-        one = jax.checkpoint(one, policy=_saved)
+        one = jax.checkpoint(one, policy=saved)
 
     def body(x_BLD, inputs):
         y_BLD = one(x_BLD, *inputs)

@@ -13,7 +13,7 @@ from mtnlg.core.errors import ConfigError
 from mtnlg.core.schema import AXES
 
 BATCH = P(("replica", "data"), "context")  # the specs of a batch array [B, L]
-TO_COME = ("pipe", "context")
+TO_COME = ("context",)
 
 
 def make(degrees: schema.Mesh, devices=None) -> Mesh:

@@ -2,10 +2,12 @@
 
 A row is (regular expression over the whole path, PartitionSpec). Every leaf matches exactly one row of each table; anything else is
 a fault of the table and raises. `compute` is what a block sees inside `shard_map`; `storage` is where parameters, gradients and
-optimizer state rest between steps. With ZeRO (Rajbhandari et al. 2020) every matrix is stored in shards along `data`, always along its
+optimizer state rest between steps. The blocks lie on their pipeline stages; embedding and head, which only the first and the last stage
+compute with, are stored in parts on all of them. With ZeRO (Rajbhandari et al. 2020) every matrix is stored in shards along `data`, always along its
 D; biases and norms, a few thousandths of the whole, stay on every device.
 """
 
+import math
 import re
 
 import jax
@@ -16,33 +18,33 @@ from mtnlg.core import schema
 from mtnlg.core.tree import by_path, map_with_path
 
 VECTORS = (
-    (r"blocks/attention/query/bias", P(None, "tensor", None)),
-    (r"blocks/attention/key_value/bias", P(None, "tensor", None, None)),
-    (r"blocks/mlp/(up|gate)/bias", P(None, "tensor")),
-    (r"blocks/(attention/output|mlp/down)/bias", P()),
-    (r"blocks/(attention_norm|mlp_norm|attention/query_norm|attention/key_norm)/(scale|bias)", P()),
+    (r"blocks/attention/query/bias", P("pipe", "tensor", None)),
+    (r"blocks/attention/key_value/bias", P("pipe", "tensor", None, None)),
+    (r"blocks/mlp/(up|gate)/bias", P("pipe", "tensor")),
+    (r"blocks/(attention/output|mlp/down)/bias", P("pipe")),
+    (r"blocks/(attention_norm|mlp_norm|attention/query_norm|attention/key_norm)/(scale|bias)", P("pipe")),
     (r"final_norm/(scale|bias)", P()),
 )
 COMPUTE = (
     (r"embedding/tokens", P("tensor", None)),
     (r"embedding/positions", P()),
-    (r"blocks/attention/query/kernel", P(None, None, "tensor", None)),
-    (r"blocks/attention/key_value/kernel", P(None, None, "tensor", None, None)),
-    (r"blocks/attention/output/kernel", P(None, "tensor", None, None)),
-    (r"blocks/mlp/(up|gate)/kernel", P(None, None, "tensor")),
-    (r"blocks/mlp/down/kernel", P(None, "tensor", None)),
+    (r"blocks/attention/query/kernel", P("pipe", None, "tensor", None)),
+    (r"blocks/attention/key_value/kernel", P("pipe", None, "tensor", None, None)),
+    (r"blocks/attention/output/kernel", P("pipe", "tensor", None, None)),
+    (r"blocks/mlp/(up|gate)/kernel", P("pipe", None, "tensor")),
+    (r"blocks/mlp/down/kernel", P("pipe", "tensor", None)),
     (r"head/kernel", P(None, "tensor")),
     *VECTORS,
 )
 STORAGE = (
-    (r"embedding/tokens", P("tensor", "data")),
+    (r"embedding/tokens", P(("tensor", "pipe"), "data")),
     (r"embedding/positions", P(None, "data")),
-    (r"blocks/attention/query/kernel", P(None, "data", "tensor", None)),
-    (r"blocks/attention/key_value/kernel", P(None, "data", "tensor", None, None)),
-    (r"blocks/attention/output/kernel", P(None, "tensor", None, "data")),
-    (r"blocks/mlp/(up|gate)/kernel", P(None, "data", "tensor")),
-    (r"blocks/mlp/down/kernel", P(None, "tensor", "data")),
-    (r"head/kernel", P("data", "tensor")),
+    (r"blocks/attention/query/kernel", P("pipe", "data", "tensor", None)),
+    (r"blocks/attention/key_value/kernel", P("pipe", "data", "tensor", None, None)),
+    (r"blocks/attention/output/kernel", P("pipe", "tensor", None, "data")),
+    (r"blocks/mlp/(up|gate)/kernel", P("pipe", "data", "tensor")),
+    (r"blocks/mlp/down/kernel", P("pipe", "tensor", "data")),
+    (r"head/kernel", P("data", ("tensor", "pipe"))),
     *VECTORS,
 )
 
@@ -53,16 +55,32 @@ def compute_table(config: schema.Config) -> tuple:
 
 
 def storage_table(config: schema.Config) -> tuple:
-    """The rows for what rests between steps: with ZeRO 0 as it is computed with, else in shards along `data` too."""
-    return _replicated_groups(config, COMPUTE if config.mesh.zero == 0 else STORAGE)
+    """The rows for what rests between steps: in shards along `data` too, but with ZeRO 0."""
+    whole_over_data = tuple((pattern, _without(spec, "data")) for pattern, spec in STORAGE)
+    return _replicated_groups(config, whole_over_data if config.mesh.zero == 0 else STORAGE)
 
 
 def _replicated_groups(config: schema.Config, table: tuple) -> tuple:
     """Fewer key/value heads than tensor shards cannot be parted: every device stores all of them, and takes the one that it reads."""
     if config.model.heads[1] >= config.mesh.tensor:
         return table
-    without = lambda spec: P(*(None if axis == "tensor" else axis for axis in spec))  # noqa: E731
-    return tuple((pattern, without(spec) if "key_value" in pattern else spec) for pattern, spec in table)
+    return tuple((pattern, _without(spec, "tensor") if "key_value" in pattern else spec) for pattern, spec in table)
+
+
+def _without(spec: P, axis: str) -> P:
+    return P(*(None if entry == axis else entry for entry in spec))
+
+
+def fitting(mesh: Mesh, spec: P, shape: tuple[int, ...]) -> P:
+    """`spec` without the axes that do not divide their dim: how canonical parameters lie that the mesh cannot part evenly."""
+
+    def kept(size, entry):
+        axes = _axes(entry)
+        while size % math.prod(mesh.shape[axis] for axis in axes):
+            axes = axes[:-1]
+        return axes or None
+
+    return P(*(kept(size, entry) for size, entry in zip(shape, spec, strict=False)))
 
 
 def spec_of(table: tuple, path: str) -> P:
@@ -83,15 +101,19 @@ def shardings(mesh: Mesh, table: tuple, params) -> dict:
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(table, params), is_leaf=lambda x: isinstance(x, P))
 
 
-def data_dims(config: schema.Config, params) -> dict[str, int | None]:
-    """{path: the dim that is stored in shards along `data`, or None}."""
-    table = storage_table(config)
+def dims_along(axis: str, config: schema.Config, params) -> dict[str, int | None]:
+    """{path: the dim that is stored in shards along `axis` and computed with whole, or None}."""
+    storage, compute = storage_table(config), compute_table(config)
 
     def dim(path):
-        spec = spec_of(table, path)
-        return spec.index("data") if "data" in spec else None
+        stored, computed = ([n for n, entry in enumerate(spec_of(t, path)) if axis in _axes(entry)] for t in (storage, compute))
+        return next((n for n in stored if n not in computed), None)
 
     return {path: dim(path) for path in by_path(params)}
+
+
+def _axes(entry) -> tuple[str, ...]:
+    return () if entry is None else (entry,) if isinstance(entry, str) else entry
 
 
 def is_partial(config: schema.Config, path: str) -> bool:

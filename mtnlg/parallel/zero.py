@@ -1,6 +1,6 @@
 """ZeRO (Rajbhandari et al. 2020): weights gathered from their shards along `data`, gradients summed and scattered to them.
 
-All of this runs inside `shard_map`, on this device's arrays. `dims` (`specs.data_dims`) says by path which dim of a parameter lies in
+All of this runs inside `shard_map`, on this device's arrays. `dims` (`specs.dims_along`) says by path which dim of a parameter lies in
 shards along `data`; None: it is whole on every device.
 
 | zero | between steps | in a step |
@@ -15,13 +15,16 @@ from mtnlg.core import collectives
 from mtnlg.core.tree import map_with_path
 
 
-def gather(shards: dict, dims: dict) -> dict:
-    """Whole weights, in the dtype of the shards."""
+GATHERED = {"data": "weights, gathered for the step", "pipe": "embedding and head, gathered for the step"}
+
+
+def gather(shards: dict, dims: dict, axis: str = "data") -> dict:
+    """Whole weights along `axis`, in the dtype of the shards."""
 
     def whole(path, shard):
         if dims[path] is None:
             return shard
-        return collectives.all_gather(shard, "data", dims[path], "weights, gathered for the step")
+        return collectives.all_gather(shard, axis, dims[path], GATHERED[axis])
 
     return map_with_path(whole, shards)
 
@@ -41,14 +44,17 @@ def gather_now(shards: dict, dims: dict, dtype_of, sum_dtype, *, prefix: str = "
     return map_with_path(whole, shards)
 
 
-def scatter(grads: dict, dims: dict, sum_dtype) -> dict:
-    """Gradients of whole weights as sums over `data`, each device its shards. What is not stored in shards passes as it is."""
+def scatter(grads: dict, dims: dict, sum_dtype, *, prefix: str = "", stacked: bool = False) -> dict:
+    """Gradients of whole weights as sums over `data`, each device its shards. What is not stored in shards passes as it is.
+
+    `prefix` and `stacked` as in `gather_now`.
+    """
 
     def own(path, grad):
-        if dims[path] is None:
+        dim = dims[prefix + path]
+        if dim is None:
             return grad
-        why = "gradients, over samples, each device its shards"
-        return collectives.reduce_scatter(grad, "data", dims[path], why, sum_dtype)
+        return collectives.reduce_scatter(grad, "data", dim - stacked, "gradients, over samples, each device its shards", sum_dtype)
 
     return map_with_path(own, grads)
 
@@ -64,5 +70,19 @@ def sum_rest(grads: dict, dims: dict, is_partial, sum_dtype) -> dict:
         axes = ("replica", "data") if dims[path] is None else ("replica",)
         total = collectives.all_reduce(grad, axes, "gradients, over samples", sum_dtype)
         return collectives.all_reduce(total, "tensor", "gradients, over heads or places") if is_partial(path) else total
+
+    return map_with_path(summed, grads)
+
+
+def sum_stages(grads: dict, pipe_dims: dict) -> dict:
+    """Gradients of what several stages compute with, embedding, final norm and head, as sums over `pipe`; each stage its shards of what
+    lies in shards there (`pipe_dims`). Blocks are of one stage only."""
+
+    def summed(path, grad):
+        if path.startswith("blocks/"):
+            return grad
+        if pipe_dims[path] is None:
+            return collectives.all_reduce(grad, "pipe", "gradients, over stages")
+        return collectives.reduce_scatter(grad, "pipe", pipe_dims[path], "gradients, over stages, each device its shards")
 
     return map_with_path(summed, grads)

@@ -16,7 +16,7 @@ from mtnlg.train.state import State
 
 
 def make(config: schema.Config, mesh: Mesh):
-    """The jitted step: (state, batch, num_microbatches, step, learning_rate, with_norms) -> (state, metrics).
+    """The jitted step: (state, batch, num_microbatches, step, learning_rate, with_norms, timetable) -> (state, metrics).
 
     state is donated. batch: fields [M, B, L] with M enough for the largest batch; num_microbatches of them are used. All scalars are
     traced, so that ramp, schedule and logging share one program. metrics: scalars `loss` (nats per token), `grad_norm` (before
@@ -25,8 +25,8 @@ def make(config: schema.Config, mesh: Mesh):
     optimizer = optimizers.adamw(config.optimizer)
     loss_and_grad = spmd.loss_and_grad(config, mesh)
 
-    def step(state: State, batch, num_microbatches, step_number, learning_rate, with_norms):
-        sums = loss_and_grad(state.params, batch, num_microbatches, step_number)
+    def step(state: State, batch, num_microbatches, step_number, learning_rate, with_norms, table=None):
+        sums = loss_and_grad(state.params, batch, num_microbatches, step_number, table)
         grads = jax.tree.map(lambda g: g / sums["weight"].astype(g.dtype), sums["grads"])
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optimizers.apply(state.params, updates, learning_rate)

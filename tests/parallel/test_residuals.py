@@ -70,14 +70,14 @@ def test_no_whole_weight_is_kept_for_the_backward(model, recompute):
 
 def test_a_kept_weight_is_noticed(monkeypatch):
     """Negative control: with everything saved, every kernel is there."""
-    monkeypatch.setattr(transformer, "_saved", lambda *_, **__: True)
+    monkeypatch.setattr(transformer, "saved", lambda *_, **__: True)
     assert len(whole_weights_kept(MODEL)) == 5
 
 
 def test_saving_what_is_gathered_under_another_shape_is_noticed(monkeypatch):
     """Negative control: a policy that forgets the reshape of a weight."""
-    saved = transformer._saved
-    monkeypatch.setattr(transformer, "_saved", lambda primitive, *_, **named: primitive.name == "reshape" or saved(primitive, **named))
+    saved = transformer.saved
+    monkeypatch.setattr(transformer, "saved", lambda primitive, *_, **named: primitive.name == "reshape" or saved(primitive, **named))
     assert whole_weights_kept(MODEL) != []
 
 
@@ -88,7 +88,7 @@ def test_sequence_parallelism_keeps_only_the_devices_own_places(monkeypatch):
     all_places = ROWS * model.seq_len * model.d_model
     kept = sizes_kept(model, mesh)
     assert all_places // 2 in kept and all_places not in kept
-    monkeypatch.setattr(transformer, "_saved", lambda *_, **__: True)
+    monkeypatch.setattr(transformer, "saved", lambda *_, **__: True)
     assert all_places in sizes_kept(model, mesh)
 
 

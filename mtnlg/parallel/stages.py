@@ -1,0 +1,152 @@
+"""Which stage holds which layers, and how parameters lie for it.
+
+The model is cut into P x C virtual stages, in its order (`table.Schedule.placement`). On the mesh the blocks are stacked stage by stage, chunk by
+chunk, each chunk filled up with zeros to the longest; the vocabulary is filled up so that stages and tensor shards divide it. That is
+the *arranged* form; checkpoints and everything outside of training have the model's own, *canonical* form. Without a pipeline both are
+the same, and nothing is moved.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from mtnlg.core import schema
+from mtnlg.core.errors import ConfigError
+from mtnlg.parallel import schedule_file
+from mtnlg.parallel.table import Op, folded, looped
+
+VOCABULARY_DIM = {"embedding/tokens": 0, "head/kernel": 1}
+
+
+class Stages(NamedTuple):
+    """placement [P, C]: virtual stages; layers [P, C, S]: layer numbers, -1 where a chunk has none; counts [P, C] of its layers."""
+
+    placement: np.ndarray
+    layers: np.ndarray
+    counts: np.ndarray
+
+
+@functools.cache
+def of(config: schema.Config) -> Stages:
+    """The stages of a config. Raises ConfigError for layers_per_stage that do not fit."""
+    placement = _placement(config.pipeline, config.mesh.pipe)
+    by_virtual = _layers_of_virtual_stages(config, placement.size)
+    starts = np.cumsum([0, *by_virtual])
+    layers = np.full((*placement.shape, max(*by_virtual, 1)), -1)
+    for at in np.ndindex(placement.shape):
+        virtual = placement[at]
+        layers[at][: by_virtual[virtual]] = np.arange(starts[virtual], starts[virtual + 1])
+    return Stages(placement, layers, np.array(by_virtual)[placement])
+
+
+def _placement(pipeline: schema.Pipeline, num_stages: int) -> np.ndarray:
+    if num_stages > 1 and pipeline.schedule == "zb_v":
+        return folded(num_stages)
+    if num_stages > 1 and pipeline.schedule.endswith(".csv"):
+        return schedule_file.read_csv(pipeline.schedule).placement
+    return looped(num_stages, pipeline.chunks if num_stages > 1 and pipeline.schedule == "interleaved" else 1)
+
+
+def _layers_of_virtual_stages(config: schema.Config, num_virtual: int) -> tuple[int, ...]:
+    given, num_layers = config.pipeline.layers_per_stage, config.model.num_layers
+    if config.mesh.pipe == 1 or not given:
+        return balanced(config.model, num_virtual)
+    if len(given) != num_virtual or sum(given) != num_layers or min(given) < 0:
+        even = ",".join(map(str, balanced(config.model, num_virtual)))
+        what = (
+            f"pipeline.layers_per_stage={','.join(map(str, given))} is not {num_virtual} numbers of 0 or more, "
+            f"one for each part of the model, that add up to model.num_layers={num_layers}"
+        )
+        raise ConfigError(what, "--config.pipeline.layers_per_stage", f"--config.pipeline.layers_per_stage={even}, or none")
+    return given
+
+
+def balanced(model: schema.Model, num_virtual: int) -> tuple[int, ...]:
+    """Layers of each virtual stage such that the slowest is as quick as can be, the head counting as the layers that it costs."""
+    if num_virtual == 1:
+        return (model.num_layers,)
+    layer, head = forward_flops(model)
+
+    def spread(last: int) -> tuple[int, ...]:
+        cuts = [(model.num_layers - last) * n // (num_virtual - 1) for n in range(num_virtual)]
+        return (*np.diff(cuts).tolist(), last)
+
+    def slowest(last: int) -> tuple:
+        layers = spread(last)
+        return max(*layers[:-1], last + head / layer), max(layers) - min(layers)
+
+    return spread(min(range(model.num_layers + 1), key=slowest))
+
+
+def forward_flops(model: schema.Model) -> tuple[int, int]:
+    """Floating point operations of the matrix products for a token, forward: (of a block, of the head)."""
+    (num_heads, num_groups, head_dim), width = model.heads, model.d_model
+    attention = 2 * width * head_dim * (2 * num_heads + 2 * num_groups) + 4 * model.seq_len * num_heads * head_dim
+    feed_forward = 2 * width * model.ff_dim * (3 if model.activation == "swiglu" else 2)
+    return attention + feed_forward, 2 * width * model.padded_vocab_size
+
+
+def costs(config: schema.Config) -> np.ndarray:
+    """What each op takes on each stage and chunk, [P, C, ops], in units of the forward of one block.
+
+    Forward, forward again, backward to the input and backward to the kernels are alike. The head and its whole backward belong to the
+    last B. Lookups and messages count nothing.
+    """
+    stages, (layer, head) = of(config), forward_flops(config.model)
+    found = np.repeat(stages.counts[:, :, None].astype(float), len(Op), axis=2)
+    found[:, :, Op.IDLE] = 0
+    found[:, :, Op.B][stages.placement == stages.placement.max()] += 3 * head / layer
+    return found
+
+
+# The two forms. `path` is that of a parameter, or ends in it (as those of Adam's moments do).
+
+
+def _vocabulary_padding(config: schema.Config) -> int:
+    return -config.model.padded_vocab_size % (config.mesh.pipe * config.mesh.tensor) if config.mesh.pipe > 1 else 0
+
+
+@functools.cache
+def _order(config: schema.Config) -> tuple[np.ndarray, np.ndarray]:
+    """(layer at each arranged place, -1 for none; arranged place of each layer)."""
+    layers = of(config).layers.reshape(-1)
+    return layers, np.argsort(np.where(layers < 0, len(layers), layers), kind="stable")[: config.model.num_layers]
+
+
+def _is_canonical(config: schema.Config, path: str) -> bool:
+    layers, _ = _order(config)
+    return "blocks/" not in path or np.array_equal(layers, np.arange(config.model.num_layers))
+
+
+def is_arranged(config: schema.Config) -> bool:
+    """Whether the arranged form differs from the canonical one at all."""
+    return config.mesh.pipe > 1 and (not _is_canonical(config, "blocks/") or _vocabulary_padding(config) > 0)
+
+
+def arrange(config: schema.Config, path: str, leaf):
+    """A leaf for the mesh, of its canonical form."""
+    if config.mesh.pipe == 1:
+        return leaf
+    if not _is_canonical(config, path):
+        layers, _ = _order(config)
+        there = (layers >= 0).reshape(-1, *[1] * (leaf.ndim - 1))
+        return jnp.where(there, leaf[np.maximum(layers, 0)], jnp.zeros((), leaf.dtype))
+    padding = _vocabulary_padding(config)
+    for name, dim in VOCABULARY_DIM.items():
+        if path.endswith(name) and padding:
+            return jnp.pad(leaf, [(0, padding if d == dim else 0) for d in range(leaf.ndim)])
+    return leaf
+
+
+def restore_order(config: schema.Config, path: str, leaf):
+    """The canonical form of an arranged leaf."""
+    if config.mesh.pipe == 1:
+        return leaf
+    if not _is_canonical(config, path):
+        return leaf[_order(config)[1]]
+    for name, dim in VOCABULARY_DIM.items():
+        if path.endswith(name) and _vocabulary_padding(config):
+            return leaf[tuple(slice(config.model.padded_vocab_size if d == dim else None) for d in range(leaf.ndim))]
+    return leaf
