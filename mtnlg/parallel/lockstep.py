@@ -3,6 +3,7 @@
 `costs` is float [P, C, len(Op)]: how long each op takes, for each stage and chunk. Messages take no time.
 """
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -28,11 +29,11 @@ def bubble(schedule: Schedule, costs: np.ndarray) -> np.ndarray:
 
 def asynchronous_makespan(schedule: Schedule, costs: np.ndarray) -> float:
     """How long a step would last if each stage, in its order, did every op as soon as its inputs are there; for comparison."""
-    last, durations = schedule.placement.size - 1, _durations(schedule, costs)
+    last, recomputes, durations = schedule.placement.size - 1, schedule.recomputes, _durations(schedule, costs)
     free = np.zeros(len(schedule.placement))
     finish = {}
-    for tick, stage, (op, microbatch, virtual_stage) in _tasks(schedule):
-        inputs = needed(op, microbatch, virtual_stage, last, schedule.recomputes)
+    for tick, stage, (op, microbatch, virtual_stage) in schedule.tasks():
+        inputs = needed(op, microbatch, virtual_stage, last, recomputes)
         start = max([free[stage], *(finish[task] for task in inputs)])
         free[stage] = finish[op, microbatch, virtual_stage] = start + durations[tick, stage]
     return float(free.max())
@@ -58,25 +59,22 @@ def _durations(schedule: Schedule, costs: np.ndarray) -> np.ndarray:
     return np.where(schedule.ops == Op.IDLE, 0.0, durations)
 
 
-def _tasks(schedule: Schedule):
-    """(tick, stage, (op, microbatch, virtual stage)) of all that is done, by ticks."""
-    ops, microbatches, virtual_stages = schedule.ops.tolist(), schedule.microbatches.tolist(), schedule.virtual_stages.tolist()
-    for tick, stage in np.argwhere(schedule.ops != Op.IDLE).tolist():
-        yield tick, stage, (Op(ops[tick][stage]), microbatches[tick][stage], virtual_stages[tick][stage])
-
-
 def _misplaced(placement: np.ndarray):
     num_stages, held = len(placement), placement.ravel().tolist()
     if sorted(held) != list(range(len(held))):
         yield f"the stages hold virtual stages {sorted(held)}: each of 0 to {len(held) - 1} must be held once"
         return
-    stage_of = np.argsort(placement, axis=None) // placement.shape[1]
-    for virtual_stage, (here, there) in enumerate(zip(stage_of.tolist(), stage_of[1:].tolist(), strict=False)):
+    for virtual_stage, (here, there) in enumerate(itertools.pairwise(_stages(placement))):
         if (there - here) % num_stages not in (0, 1, num_stages - 1):
             yield (
                 f"virtual stages {virtual_stage} and {virtual_stage + 1} lie on stages {here} and {there}, "
                 f"which are no neighbours in a ring of {num_stages}"
             )
+
+
+def _stages(placement: np.ndarray) -> list[int]:
+    """The stage of each virtual stage."""
+    return (np.argsort(placement, axis=None) // placement.shape[1]).tolist()
 
 
 def _out_of_range(schedule: Schedule, num_microbatches: int):
@@ -87,16 +85,15 @@ def _out_of_range(schedule: Schedule, num_microbatches: int):
 
 
 def _miscounted(schedule: Schedule, num_microbatches: int, recompute: bool):
-    times = Counter(task for _, _, task in _tasks(schedule))
-    stage_of = (np.argsort(schedule.placement, axis=None) // schedule.placement.shape[1]).tolist()
+    times = Counter(task for _, _, task in schedule.tasks())
     for op in (Op.F, Op.R, Op.B, Op.W):
         for microbatch in range(num_microbatches):
-            for virtual_stage, stage in enumerate(stage_of):
+            for virtual_stage, stage in enumerate(_stages(schedule.placement)):
                 count = times[op, microbatch, virtual_stage]
                 if count == 0 and (op != Op.R or recompute):
                     yield f"stage {stage}: {_name(op, microbatch, virtual_stage)} is missing"
     met = Counter()
-    for tick, stage, task in _tasks(schedule):
+    for tick, stage, task in schedule.tasks():
         met[task] += 1
         if met[task] == 2:
             yield f"tick {tick}, stage {stage}: {_name(*task)} is done a second time"
@@ -106,9 +103,9 @@ def _miscounted(schedule: Schedule, num_microbatches: int, recompute: bool):
 
 def _too_early(schedule: Schedule, recompute: bool):
     last, first_tick = schedule.placement.size - 1, {}
-    for tick, _, task in _tasks(schedule):
+    for tick, _, task in schedule.tasks():
         first_tick.setdefault(task, tick)
-    for tick, stage, task in _tasks(schedule):
+    for tick, stage, task in schedule.tasks():
         for other in needed(*task, last, recompute):
             if first_tick.get(other, -1) >= tick:  # one that is missing has its own line
                 yield f"tick {tick}, stage {stage}: {_name(*task)} needs {_name(*other)}, which is done in tick {first_tick[other]}"

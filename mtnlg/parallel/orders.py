@@ -36,8 +36,10 @@ def interleaved(num_stages: int, num_microbatches: int, num_chunks: int, recompu
     """Interleaved 1F1B (Narayanan et al. 2021, arXiv 2104.04473): P microbatches pass one chunk, then the next, around the stages.
 
     With F = B = W the makespan is at most 3(M C + P - 1) chunk operations. Stage p has at most 2(P - 1 - p) + (C - 1) P + 1 chunks of
-    microbatches in flight. Raises ConfigError when the microbatches are no multiple of the stages.
+    microbatches in flight. Raises ConfigError when they are no multiple of the stages, or for no chunk.
     """
+    if num_chunks < 1:
+        raise ConfigError(f"pipeline.chunks={num_chunks} must be at least 1", "--config.pipeline.chunks", "--config.pipeline.chunks=2")
     if num_microbatches % num_stages:
         what = f"pipeline.schedule=interleaved needs a multiple of mesh.pipe={num_stages} microbatches, and there are {num_microbatches}"
         fitting = -(-num_microbatches // num_stages) * num_stages

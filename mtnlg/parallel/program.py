@@ -83,28 +83,19 @@ def pad(program: Program, num_ticks: int) -> Program:
 
 
 def _lives(schedule: Schedule) -> dict[str, list[list[_Life]]]:
-    """For each ring and stage the values that pass through."""
-    last, num_stages = schedule.placement.size - 1, len(schedule.placement)
-    virtual_stages, recomputes = schedule.virtual_stages, schedule.recomputes
-    when = {}
-    for tick, stage in np.argwhere(schedule.ops != Op.IDLE).tolist():
-        which = (schedule.ops[tick, stage], schedule.microbatches[tick, stage], virtual_stages[tick, stage])
-        when[tuple(map(int, which))] = (tick, stage)
+    """For each ring and stage the values that pass through it."""
+    last, num_stages, recomputes = schedule.placement.size - 1, len(schedule.placement), schedule.recomputes
+    when = {task: (tick, stage) for tick, stage, task in schedule.tasks()}
     mail, kept, deferred = ([[] for _ in range(num_stages)] for _ in range(3))
-    for (op, microbatch, virtual_stage), (tick, stage) in when.items():
-        readers = []  # of the message, all on one stage
-        if op == Op.F and virtual_stage == last:
-            readers = [(Op.B, microbatch, last)]
-        elif op == Op.F:
-            readers = [(reader, microbatch, virtual_stage + 1) for reader in ((Op.F, Op.R) if recomputes else (Op.F,))]
-        elif op == Op.B and virtual_stage > 0:
-            readers = [(Op.B, microbatch, virtual_stage - 1)]
+    for task, (tick, stage) in when.items():
+        op, microbatch, virtual_stage = task
+        readers = _readers(*task, last, recomputes)
         if readers:
             receiver = when[readers[0]][1]
             reads = [when[reader][0] for reader in readers]
             # A message is laid down after the ops of a tick: a slot read for the last time in that tick may take it.
             cells = [(_route(stage, receiver, num_stages), tick), *(("mail", read) for read in reads)]
-            mail[receiver].append(_Life(tick, max(reads), cells))
+            mail[receiver].append(_Life(tick, reads[-1], cells))
         if op == (Op.R if recomputes else Op.F):
             read, _ = when[Op.B, microbatch, virtual_stage]
             kept[stage].append(_Life(tick, read + 1, [("kept", tick), ("kept", read)]))
@@ -112,6 +103,15 @@ def _lives(schedule: Schedule) -> dict[str, list[list[_Life]]]:
             read, _ = when[Op.W, microbatch, virtual_stage]
             deferred[stage].append(_Life(tick, read + 1, [("deferred", tick), ("deferred", read)]))
     return {"mail": mail, "kept": kept, "deferred": deferred}
+
+
+def _readers(op: Op, microbatch: int, virtual_stage: int, last: int, recomputes: bool) -> list[tuple[Op, int, int]]:
+    """Who reads the message that an op sends, all on one stage, the last reader at the end."""
+    if op == Op.F and virtual_stage == last:
+        return [(Op.B, microbatch, last)]
+    if op == Op.F:
+        return [(reader, microbatch, virtual_stage + 1) for reader in ((Op.F, Op.R) if recomputes else (Op.F,))]
+    return [(Op.B, microbatch, virtual_stage - 1)] if op == Op.B and virtual_stage > 0 else []
 
 
 def _route(sender: int, receiver: int, num_stages: int) -> str:

@@ -16,13 +16,10 @@ _OPS = {op.name: op for op in Op if op != Op.IDLE}
 
 def write_csv(schedule: Schedule, path: str) -> None:
     """Writes a table. Raises CannotWrite or TemporaryFailure."""
-    table = np.stack([schedule.ops, schedule.microbatches, schedule.virtual_stages], axis=2).tolist()
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(COLUMNS)
-    for tick, stage in np.argwhere(schedule.ops != Op.IDLE).tolist():
-        op, *which = table[tick][stage]
-        lines.writerow([tick, stage, Op(op).name, *which])
+    lines.writerows([tick, stage, op.name, *which] for tick, stage, (op, *which) in schedule.tasks())
     with files.writing(path):
         pathlib.Path(path).write_text(text.getvalue(), "utf-8")
 

@@ -5,7 +5,7 @@ into P x C virtual stages, in its order; `placement[stage, chunk]` says which of
 """
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +38,13 @@ class Schedule(NamedTuple):
         """int32 [T, P], 0 where a stage is idle."""
         held = np.take_along_axis(self.placement.T, self.chunks, axis=0)
         return np.where(self.ops == Op.IDLE, 0, held).astype(np.int32)
+
+    def tasks(self) -> Iterator[tuple[int, int, tuple[Op, int, int]]]:
+        """(tick, stage, (op, microbatch, virtual stage)) of all that is done, in the order of ticks."""
+        table = np.stack([self.ops, self.microbatches, self.virtual_stages], axis=2).tolist()
+        for tick, stage in np.argwhere(self.ops != Op.IDLE).tolist():
+            op, microbatch, virtual_stage = table[tick][stage]
+            yield tick, stage, (Op(op), microbatch, virtual_stage)
 
 
 class Task(NamedTuple):
