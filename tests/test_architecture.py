@@ -42,6 +42,7 @@ HOMES = {
     "zstandard": {"corpus"},
 }
 NO_JAX = ("core.schema", "core.config", "core.errors", "core.validate", "core.files", "core.lock", "data", "corpus", "run", "launch", "cli")
+NO_JAX += tuple(f"parallel.{name}" for name in ("table", "orders", "greedy", "schedule", "schedule_file", "lockstep", "program"))
 MAX_LINES = 400
 
 MODULES = sorted(

@@ -1,29 +1,60 @@
-"""Pipeline schedules: which stage does what in which tick. A schedule is a table, made by a pure function of a few numbers.
+"""Pipeline schedules by name: which stage does what in which tick. A schedule is a table, made by a pure function of a few numbers."""
 
-Stages work in lockstep: in each tick every stage does at most one operation, then neighbours exchange what they made. The model is cut
-into P x C virtual stages, in its order; `placement[stage, chunk]` says which of them a stage holds as which of its C chunks.
-"""
+import difflib
 
-import enum
-from typing import NamedTuple
+from mtnlg.core import schema
+from mtnlg.core.errors import ConfigError
+from mtnlg.parallel import lockstep
+from mtnlg.parallel.greedy import zero_bubble
+from mtnlg.parallel.orders import gpipe, interleaved, one_f_one_b, zb_v
+from mtnlg.parallel.schedule_file import read_csv
+from mtnlg.parallel.table import Op, Schedule
 
-import numpy as np
+__all__ = ["NAMES", "Op", "Schedule", "gpipe", "interleaved", "make", "one_f_one_b", "zb_v", "zero_bubble"]
 
-
-class Op(enum.IntEnum):
-    """What a stage does in a tick, for one microbatch and one of its chunks."""
-
-    IDLE = 0
-    F = 1  # forward
-    R = 2  # the forward again, before B, when activations are not kept (train.recompute=full)
-    B = 3  # backward to the chunk's input, and to its biases and norms
-    W = 4  # backward to the chunk's kernels
+NAMES = ("gpipe", "1f1b", "interleaved", "zero_bubble", "zb_v")
+KEY = "--config.pipeline.schedule"
 
 
-class Schedule(NamedTuple):
-    """A table: int32 [T, P] each. Where a stage is idle, microbatch and chunk are 0."""
+def make(pipeline: schema.Pipeline, num_stages: int, num_microbatches: int, recompute: bool) -> Schedule:
+    """The schedule that the config asks for; recompute: an R before every B.
 
-    ops: np.ndarray
-    microbatches: np.ndarray
-    chunks: np.ndarray
-    placement: np.ndarray  # [P, C] virtual stage
+    Raises ConfigError for a name that is none, for numbers that do not fit the schedule, or for a table of one's own that breaks a rule;
+    MissingInput and DataError as read_csv.
+    """
+    match pipeline.schedule:
+        case "gpipe":
+            return gpipe(num_stages, num_microbatches, recompute)
+        case "1f1b":
+            return one_f_one_b(num_stages, num_microbatches, recompute)
+        case "interleaved":
+            return interleaved(num_stages, num_microbatches, pipeline.chunks, recompute)
+        case "zero_bubble":
+            return zero_bubble(num_stages, num_microbatches, pipeline.in_flight, recompute)
+        case "zb_v":
+            return zb_v(num_stages, num_microbatches, recompute)
+        case path if path.endswith(".csv"):
+            return _own(path, num_stages, num_microbatches, recompute)
+    near = difflib.get_close_matches(pipeline.schedule, NAMES, 1, 0.3)
+    what = f"pipeline.schedule={pipeline.schedule} is none of {', '.join(NAMES)} or FILE.csv"
+    raise ConfigError(what, KEY, f"{KEY}={near[0] if near else '1f1b'}")
+
+
+def _own(path: str, num_stages: int, num_microbatches: int, recompute: bool) -> Schedule:
+    schedule = read_csv(path)
+    there = len(schedule.placement)
+    if there != num_stages:
+        raise ConfigError(f"{path} is a table for {there} stages, not for mesh.pipe={num_stages}", KEY, f"--config.mesh.pipe={there}")
+    there = int(schedule.microbatches.max()) + 1
+    if there != num_microbatches:
+        what = f"{path} is a table for {there} microbatches, and there are {num_microbatches}"
+        raise ConfigError(what, KEY, f"a train.batch_size of {there} microbatches, or {KEY}=1f1b")
+    if schedule.recomputes and not recompute:
+        raise ConfigError(f"{path} has ops R, and train.recompute keeps activations", KEY, "--config.train.recompute=full")
+    if recompute and not schedule.recomputes:
+        raise ConfigError(f"{path} has no ops R, which train.recompute=full needs before every B", KEY, "--config.train.recompute=none")
+    broken = lockstep.problems(schedule, num_microbatches, recompute)
+    if broken:
+        more = f"; and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise ConfigError(f"{path} cannot be run: {'; '.join(broken[:3])}{more}", KEY, f"a table that keeps the rules, or {KEY}=1f1b")
+    return schedule
