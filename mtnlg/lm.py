@@ -14,8 +14,8 @@ from mtnlg.core.errors import ConfigError, DataError, MissingInput
 from mtnlg.data import tokenizer as tokenizers
 from mtnlg.infer.engine import Engine, Request
 from mtnlg.model import transformer
+from mtnlg.parallel import arrangement
 from mtnlg.parallel import mesh as meshes
-from mtnlg.parallel import specs
 
 
 def from_pretrained(path: str | os.PathLike, mesh: schema.Mesh | None = None) -> "LanguageModel":
@@ -46,12 +46,12 @@ def from_pretrained(path: str | os.PathLike, mesh: schema.Mesh | None = None) ->
 
 
 def load_params(step_dir, config: schema.Config, mesh):
-    """The weights of a checkpoint, in their storage sharding on the mesh."""
+    """The weights of a checkpoint, arranged and in their storage sharding on the mesh."""
     dtype = jax.numpy.dtype(config.train.param_dtype)
     shapes = jax.eval_shape(lambda: transformer.init(config.model, jax.random.key(0), dtype))
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
-    abstract = jax.tree.map(place, shapes, specs.shardings(mesh, specs.storage_table(config), shapes))
-    return checkpoint.load(step_dir, "params", abstract, config)
+    abstract = jax.tree.map(place, shapes, arrangement.canonical_shardings(config, mesh, shapes))
+    return arrangement.arranged(config, mesh, checkpoint.load(step_dir, "params", abstract, config))
 
 
 class LanguageModel:

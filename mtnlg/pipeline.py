@@ -9,7 +9,6 @@ Nothing is differentiated through the loop over ticks: `model/split.py` cuts the
 later one lies in rings of as many slots as the schedule needs.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 
 from mtnlg.core import collectives, schema
 from mtnlg.core.collectives import TensorShard
-from mtnlg.core.tree import cast
+from mtnlg.core.tree import by_path, cast, map_with_path
 from mtnlg.model import objective, transformer
 from mtnlg.model.split import SplitBlock, joined, parts
 from mtnlg.parallel import stages
@@ -45,10 +44,29 @@ class Rings(NamedTuple):
     deferred: list
 
 
-class Stage:
-    """One stage: its layers, and the ops on them. `scatter_layer` and `scatter_outer` make the gradients of a microbatch what is added up.
+class Row(NamedTuple):
+    """What this stage does in a tick (parallel/program.py), and what follows from it."""
 
-    params: blocks' kernels and vectors [C*S, ...], whole but for tensor shards, in the compute dtype; embedding, final norm and head.
+    columns: dict
+    fields: dict  # of the microbatch
+    base: jax.Array  # place of the chunk's first layer among the stage's
+    num_layers: jax.Array
+    is_first: jax.Array  # whether the chunk is the model's first
+    is_last: jax.Array
+
+    def __getitem__(self, name: str):
+        return self.columns[name]
+
+    def turns(self, op: Op):
+        """Turns of the loop over layers of an op: none in the tick of another."""
+        return jnp.where(self["op"] == op, self.num_layers, 0)
+
+
+class Stage:
+    """What one stage has, and what its ops have in common.
+
+    params: the blocks' [C*S, ...], whole but for tensor shards, in the compute dtype; embedding, final norm and head. batch: fields
+    [M, B, L]. dropout_of(microbatch) gives its masks, or None.
     """
 
     def __init__(self, config: schema.Config, shard: TensorShard, params: dict, batch: dict, dropout_of: Callable):
@@ -56,163 +74,121 @@ class Stage:
         self.blocks, self.outer = params["blocks"], {name: part for name, part in params.items() if name != "blocks"}
         self.dtype = jnp.dtype(config.train.compute_dtype)
         self.split = SplitBlock(config.model, shard, config.train.recompute)
-        plan = stages.of(config)
-        here = jax.lax.axis_index("pipe")
-        self.layers_CS, self.counts_C = jnp.asarray(plan.layers)[here], jnp.asarray(plan.counts)[here]
-        self.num_chunks, self.num_slots = plan.layers.shape[1:]
-        self.last = plan.placement.size - 1
+        cut, here = stages.of(config), jax.lax.axis_index("pipe")
+        self.layers_CS, self.counts_C = jnp.asarray(cut.layers)[here], jnp.asarray(cut.counts)[here]
+        self.num_slots, self.num_layers = cut.layers.shape[2], cut.layers[0].size
+        self.last = cut.placement.size - 1
+        rows, length = batch["tokens"].shape[1:]
+        self.x_shape = (rows, length // (shard.size if shard.shards_sequence else 1), config.model.d_model)
+
+    def row(self, timetable: dict, tick) -> Row:
+        columns = {name: _pick(column, tick) for name, column in timetable.items() if name != "num_ticks"}
+        virtual, chunk = columns["virtual_stage"], columns["chunk"]
+        ends = (virtual == 0, virtual == self.last)
+        return Row(columns, self.microbatch(columns["microbatch"]), chunk * self.num_slots, self.counts_C[chunk], *ends)
 
     def microbatch(self, number) -> dict:
-        return {name: jax.lax.dynamic_index_in_dim(field, number, keepdims=False) for name, field in self.batch.items()}
+        return {name: _pick(field, number) for name, field in self.batch.items()}
 
-    def layer(self, chunk, number) -> dict:
-        at = chunk * self.num_slots + number
-        return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, at, keepdims=False), self.blocks)
-
-    def context(self, chunk, number, fields: dict, microbatch):
+    def layer(self, row: Row, number):
         """What a block reads beside the residual stream: (its parameters, places, dropout)."""
-        places = transformer.places_of(self.model, fields["positions"], fields["segment_ids"], self.dtype)
-        dropout = self.dropout_of(microbatch)
-        return self.layer(chunk, number), places, dropout if dropout is None else dropout.at_layer(self.layers_CS[chunk, number])
+        places = transformer.places_of(self.model, row.fields["positions"], row.fields["segment_ids"], self.dtype)
+        dropout = self.dropout_of(row["microbatch"])
+        at_layer = dropout if dropout is None else dropout.at_layer(self.layers_CS[row["chunk"], number])
+        return jax.tree.map(lambda leaf: _pick(leaf, row.base + number), self.blocks), places, at_layer
 
-    def embedded(self, embedding: dict, microbatch):
-        fields = self.microbatch(microbatch)
-        return transformer.first_hidden(self.model, embedding, fields, self.dropout_of(microbatch), self.dtype, self.shard)
+    def embedded(self, embedding: dict, row: Row):
+        return transformer.first_hidden(self.model, embedding, row.fields, self.dropout_of(row["microbatch"]), self.dtype, self.shard)
 
-    def loss(self, outer: dict, x_BLD, fields: dict):
-        x_BLD = transformer.final_norm(self.model, outer, x_BLD)
-        return objective.loss_sum(self.config, outer, x_BLD, fields, self.shard)
+    def read(self, mailbox, row: Row):
+        """What the tick's op starts from: its letter, or, for the model's first chunk, the embedding."""
+        begins = row.is_first & ((row["op"] == Op.F) | (row["op"] == Op.R))
+        x_BLD = _pick(mailbox, row["mail"])
+        return jax.lax.cond(begins, lambda: self.embedded(self.outer["embedding"], row), lambda: x_BLD)
+
+    def send(self, mailbox, row: Row, x_BLD):
+        """The mailbox after every stage has sent what it made to both neighbours."""
+        from_previous = collectives.permute(x_BLD, "pipe", 1, "messages, to the next stage")
+        from_next = collectives.permute(x_BLD, "pipe", -1, "messages, to the stage before")
+        for slot, letter in (("from_previous", from_previous), ("from_next", from_next), ("from_self", x_BLD)):
+            mailbox = jax.lax.dynamic_update_index_in_dim(mailbox, letter, row[slot], 0)
+        return mailbox
+
+    def empty_mailbox(self, num_slots: int):
+        return jnp.zeros((num_slots + 1, *self.x_shape), self.dtype)
 
     @property
     def head(self) -> dict:
         """Of the outer parameters, those that the loss reads."""
-        if self.model.tie_embeddings:
-            return {"final_norm": self.outer["final_norm"], "embedding": {"tokens": self.outer["embedding"]["tokens"]}}
-        return {"final_norm": self.outer["final_norm"], "head": self.outer["head"]}
+        tied = {"embedding": {"tokens": self.outer["embedding"]["tokens"]}}
+        return {"final_norm": self.outer["final_norm"]} | (tied if self.model.tie_embeddings else {"head": self.outer["head"]})
 
 
-def loss_and_grad(
-    config: schema.Config,
-    shard: TensorShard,
-    params: dict,
-    batch: dict,
-    timetable: dict,
-    sizes: Sizes,
-    dropout_of: Callable,
-    scatter_layer: Callable,
-    scatter_outer: Callable,
-) -> dict:
+def loss_and_grad(stage: Stage, timetable: dict, sizes: Sizes, scatter_layer: Callable, scatter_outer: Callable) -> dict:
     """Sums over the microbatches of a step on this device: {'loss', 'weight', 'squares_N' [C*S], 'grads'}.
 
     loss and weight on the last stage, zero elsewhere; the gradients of embedding, final norm and head on the stages that compute with
-    them. batch: fields [M, B, L]. timetable: columns [T] of this stage by name, and `num_ticks`. dropout_of(microbatch) gives its masks.
-    scatter_layer({path: gradient}) and scatter_outer(tree) make what is added up of a microbatch's gradients, of one layer's kernels and
-    of the outer parameters.
+    them. timetable: columns [T] of this stage by name, and `num_ticks`. scatter_layer({path: gradient}) and scatter_outer(tree) make what
+    is added up of a microbatch's gradients, of one layer's kernels and of the outer parameters.
     """
-    stage = Stage(config, shard, params, batch, dropout_of)
-    rows, length = batch["tokens"].shape[1:]
-    x_shape = (rows, length // (shard.size if shard.shards_sequence else 1), config.model.d_model)
-    nothing = jnp.zeros(x_shape, stage.dtype)
-    again = config.train.recompute == "full"
-
-    # What lies in the rings, found out by tracing the ops once.
-    def kept_and_deferred():
-        place = stage.context(0, 0, stage.microbatch(0), 0)
-        _, kept = stage.split.keep(nothing, *place)
-        return kept, stage.split.backward(kept, nothing, *place)[2]
-
-    def ring(size, leaf):
-        return jnp.zeros((size, stage.num_slots, *leaf.shape), leaf.dtype)
-
-    kept, deferred = jax.eval_shape(kept_and_deferred)
-    rings = Rings(
-        jnp.zeros((sizes.mail + 1, *x_shape), stage.dtype),
-        [ring(sizes.kept, leaf) for leaf in kept],
-        [ring(sizes.deferred, leaf) for leaf in deferred],
-    )
-    kernels, vectors = parts(stage.blocks)
-    wide = jnp.promote_types(stage.dtype, jnp.float32)
-    start = Sums(
-        jnp.zeros((), wide),
-        jnp.zeros((), wide),
-        jnp.zeros(stage.num_chunks * stage.num_slots, wide),
-        _stacked_zeros(lambda: scatter_layer(parts(stage.layer(0, 0))[0]), stage.num_chunks * stage.num_slots),
-        _zeros(lambda: cast(vectors, config.train.param_dtype)),
-        _zeros(lambda: scatter_outer(stage.outer)),
-    )
+    config, split, again = stage.config, stage.split, stage.config.train.recompute == "full"
+    rings, start = _empty_rings(stage, timetable, sizes), _nothing(stage, timetable, scatter_layer, scatter_outer)
 
     def tick(t, carry):
         rings, sums = carry
-        row = {name: jax.lax.dynamic_index_in_dim(column, t, keepdims=False) for name, column in timetable.items() if name != "num_ticks"}
-        fields = stage.microbatch(row["microbatch"])
-        is_first, is_last = row["virtual_stage"] == 0, row["virtual_stage"] == stage.last
-        num_layers, base = stage.counts_C[row["chunk"]], row["chunk"] * stage.num_slots
-
-        def turns(op):
-            return jnp.where(row["op"] == op, num_layers, 0)
-
-        def context(number):
-            return stage.context(row["chunk"], number, fields, row["microbatch"])
+        row = stage.row(timetable, t)
 
         # F, and R: the forward again
-        x_BLD = jax.lax.dynamic_index_in_dim(rings.mailbox, row["mail"], keepdims=False)
-        begins = is_first & ((row["op"] == Op.F) | (row["op"] == Op.R))
-        x_BLD = jax.lax.cond(begins, lambda: stage.embedded(stage.outer["embedding"], row["microbatch"]), lambda: x_BLD)
-
         def forward(number, carry):
             x_BLD, squares_N = carry
-            y_BLD = stage.split.forward(x_BLD, *context(number))
-            return y_BLD, squares_N.at[base + number].add(transformer.mean_square(y_BLD))
+            y_BLD = split.forward(x_BLD, *stage.layer(row, number))
+            return y_BLD, squares_N.at[row.base + number].add(transformer.mean_square(y_BLD))
 
         def keep(number, carry):
             x_BLD, squares_N, ring = carry
-            y_BLD, kept = stage.split.keep(x_BLD, *context(number))
-            ring = _put(ring, row["kept"], number, kept)
-            return y_BLD, squares_N if again else squares_N.at[base + number].add(transformer.mean_square(y_BLD)), ring
+            y_BLD, kept = split.keep(x_BLD, *stage.layer(row, number))
+            if not again:
+                squares_N = squares_N.at[row.base + number].add(transformer.mean_square(y_BLD))
+            return y_BLD, squares_N, _put(ring, row["kept"], number, kept)
 
-        squares_N = sums.squares_N
+        x_BLD, squares_N = stage.read(rings.mailbox, row), sums.squares_N
         if again:
-            x_BLD, squares_N = jax.lax.fori_loop(0, turns(Op.F), forward, (x_BLD, squares_N))
-        x_BLD, squares_N, kept = jax.lax.fori_loop(0, turns(Op.R if again else Op.F), keep, (x_BLD, squares_N, rings.kept))
+            x_BLD, squares_N = jax.lax.fori_loop(0, row.turns(Op.F), forward, (x_BLD, squares_N))
+        x_BLD, squares_N, kept = jax.lax.fori_loop(0, row.turns(Op.R if again else Op.F), keep, (x_BLD, squares_N, rings.kept))
 
-        # B: on the last stage it begins with the loss, on the first it ends with the embedding
+        # B: with the model's last chunk it begins with the loss, with the first it ends with the embedding
+        def loss_of(head, x_BLD):
+            x_BLD = transformer.final_norm(stage.model, head, x_BLD)
+            return objective.loss_sum(config, head, x_BLD, row.fields, stage.shard)
+
         def head(carry):
             x_BLD, loss, weight, outer = carry
-            total, (d_head, d_x_BLD) = jax.value_and_grad(stage.loss, argnums=(0, 1))(stage.head, x_BLD, fields)
-            weight = weight + objective.weight_sum(fields, total)
-            return d_x_BLD, loss + total, weight, _added(outer, scatter_outer(d_head))
+            total, (d_head, d_x_BLD) = jax.value_and_grad(loss_of, argnums=(0, 1))(stage.head, x_BLD)
+            return d_x_BLD, loss + total, weight + objective.weight_sum(row.fields, total), _added(outer, scatter_outer(d_head))
 
         def backward(turn, carry):
             d_y_BLD, vectors, ring = carry
-            number = num_layers - 1 - turn
-            layer_kept = _take(kept, row["kept"], number)
-            d_x_BLD, d_vectors, deferred = stage.split.backward(layer_kept, d_y_BLD, *context(number))
-            vectors = {path: leaf.at[base + number].add(d_vectors[path].astype(leaf.dtype)) for path, leaf in vectors.items()}
+            number = row.num_layers - 1 - turn
+            d_x_BLD, d_vectors, deferred = split.backward(_take(kept, row["kept"], number), d_y_BLD, *stage.layer(row, number))
+            vectors = {path: leaf.at[row.base + number].add(d_vectors[path].astype(leaf.dtype)) for path, leaf in vectors.items()}
             return d_x_BLD, vectors, _put(ring, row["deferred"], number, deferred)
 
         def embedding(outer):
-            _, pull_back = jax.vjp(lambda embedding: stage.embedded(embedding, row["microbatch"]), stage.outer["embedding"])
+            _, pull_back = jax.vjp(lambda embedding: stage.embedded(embedding, row), stage.outer["embedding"])
             return _added(outer, scatter_outer({"embedding": pull_back(x_BLD)[0]}))
 
         is_backward = row["op"] == Op.B
-        x_BLD, loss, weight, outer = _once_if(is_backward & is_last, head, (x_BLD, sums.loss, sums.weight, sums.outer))
-        x_BLD, vectors, deferred = jax.lax.fori_loop(0, turns(Op.B), backward, (x_BLD, sums.vectors, rings.deferred))
-        outer = _once_if(is_backward & is_first, embedding, outer)
+        x_BLD, loss, weight, outer = _once_if(is_backward & row.is_last, head, (x_BLD, sums.loss, sums.weight, sums.outer))
+        x_BLD, vectors, deferred = jax.lax.fori_loop(0, row.turns(Op.B), backward, (x_BLD, sums.vectors, rings.deferred))
+        outer = _once_if(is_backward & row.is_first, embedding, outer)
 
         # W
-        def weights(number, sums):
-            grads = scatter_layer(stage.split.weights(_take(deferred, row["deferred"], number), parts(stage.layer(row["chunk"], number))[0]))
-            return {path: leaf.at[base + number].add(grads[path].astype(leaf.dtype)) for path, leaf in sums.items()}
+        def weights(number, kernels):
+            grads = scatter_layer(split.weights(_take(deferred, row["deferred"], number), parts(stage.layer(row, number)[0])[0]))
+            return {path: leaf.at[row.base + number].add(grads[path].astype(leaf.dtype)) for path, leaf in kernels.items()}
 
-        kernels = jax.lax.fori_loop(0, turns(Op.W), weights, sums.kernels)
-
-        mailbox = rings.mailbox
-        for slot, message in (
-            ("from_previous", collectives.permute(x_BLD, "pipe", 1, "messages, to the next stage")),
-            ("from_next", collectives.permute(x_BLD, "pipe", -1, "messages, to the stage before")),
-            ("from_self", x_BLD),
-        ):
-            mailbox = jax.lax.dynamic_update_index_in_dim(mailbox, message, row[slot], 0)
+        kernels = jax.lax.fori_loop(0, row.turns(Op.W), weights, sums.kernels)
+        mailbox = stage.send(rings.mailbox, row, x_BLD)
         return Rings(mailbox, kept, deferred), Sums(loss, weight, squares_N, kernels, vectors, outer)
 
     _, sums = jax.lax.fori_loop(0, timetable["num_ticks"], tick, (rings, start))
@@ -220,12 +196,62 @@ def loss_and_grad(
     return {"loss": sums.loss, "weight": sums.weight, "squares_N": sums.squares_N, "grads": grads}
 
 
-def _zeros(tree: Callable):
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(tree))
+def scores(stage: Stage, timetable: dict, sizes: Sizes):
+    """(negative log-likelihoods, whether the target was the likeliest) [M, B, L] each, on the last stage; zero elsewhere.
+
+    The timetable has forwards only.
+    """
+    shape = stage.batch["tokens"].shape
+
+    def tick(t, carry):
+        mailbox, *found = carry
+        row = stage.row(timetable, t)
+        block = lambda number, x_BLD: stage.split.forward(x_BLD, *stage.layer(row, number))  # noqa: E731
+        x_BLD = jax.lax.fori_loop(0, row.turns(Op.F), block, stage.read(mailbox, row))
+
+        def head(found):
+            last_BLD = transformer.final_norm(stage.model, stage.outer, x_BLD)
+            made = objective.scores(stage.config, stage.outer, last_BLD, row.fields, stage.shard)
+            return [jax.lax.dynamic_update_index_in_dim(a, one, row["microbatch"], 0) for a, one in zip(found, made, strict=True)]
+
+        return stage.send(mailbox, row, x_BLD), *_once_if((row["op"] == Op.F) & row.is_last, head, found)
+
+    wide = jnp.promote_types(stage.dtype, jnp.float32)
+    start = (stage.empty_mailbox(sizes.mail), jnp.zeros(shape, wide), jnp.zeros(shape, bool))
+    _, nll, greedy = jax.lax.fori_loop(0, timetable["num_ticks"], tick, start)
+    return nll, greedy
 
 
-def _stacked_zeros(tree: Callable, number: int):
-    return jax.tree.map(lambda leaf: jnp.zeros((number, *leaf.shape), leaf.dtype), jax.eval_shape(tree))
+def _empty_rings(stage: Stage, timetable: dict, sizes: Sizes) -> Rings:
+    """Rings of zeros; what a layer keeps is found out by tracing the ops once."""
+
+    def kept_and_deferred():
+        x_BLD, context = jnp.zeros(stage.x_shape, stage.dtype), stage.layer(stage.row(timetable, 0), 0)
+        _, kept = stage.split.keep(x_BLD, *context)
+        return kept, stage.split.backward(kept, x_BLD, *context)[2]
+
+    kept, deferred = jax.eval_shape(kept_and_deferred)
+    ring = lambda size, leaf: jnp.zeros((size, stage.num_slots, *leaf.shape), leaf.dtype)  # noqa: E731
+    mailbox = stage.empty_mailbox(sizes.mail)
+    return Rings(mailbox, [ring(sizes.kept, leaf) for leaf in kept], [ring(sizes.deferred, leaf) for leaf in deferred])
+
+
+def _nothing(stage: Stage, timetable: dict, scatter_layer: Callable, scatter_outer: Callable) -> Sums:
+    def shapes():
+        layer, _, _ = stage.layer(stage.row(timetable, 0), 0)
+        kernels, vectors = parts(layer)
+        return scatter_layer(kernels), cast(vectors, stage.config.train.param_dtype), scatter_outer(stage.outer)
+
+    kernels, vectors, outer = jax.eval_shape(shapes)
+    wide = jnp.promote_types(stage.dtype, jnp.float32)
+    zeros = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)  # noqa: E731
+    stacked = lambda leaf: jnp.zeros((stage.num_layers, *leaf.shape), leaf.dtype)  # noqa: E731
+    of_blocks = [{path: stacked(leaf) for path, leaf in leaves.items()} for leaves in (kernels, vectors)]
+    return Sums(jnp.zeros((), wide), jnp.zeros((), wide), jnp.zeros(stage.num_layers, wide), *of_blocks, jax.tree.map(zeros, outer))
+
+
+def _pick(array, index):
+    return jax.lax.dynamic_index_in_dim(array, index, keepdims=False)
 
 
 def _once_if(condition, function: Callable, carry):
@@ -251,5 +277,9 @@ def _at(slot, number, num_dims: int) -> tuple:
 
 def _added(sums: dict, grads: dict) -> dict:
     """sums + grads, where `grads` has some of the leaves only."""
-    return {name: (_added(part, grads[name]) if isinstance(part, dict) else part + grads[name].astype(part.dtype)) if name in grads else part
-            for name, part in sums.items()}  # fmt: skip
+
+    def one(path, total):
+        return total + by_name[path].astype(total.dtype) if path in by_name else total
+
+    by_name = by_path(grads)
+    return map_with_path(one, sums)

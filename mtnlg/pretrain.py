@@ -26,8 +26,8 @@ from mtnlg.data.loader import Heldout, Loader, Prefetcher
 from mtnlg.data.store import Store
 from mtnlg.infer.engine import Engine
 from mtnlg.model import count
+from mtnlg.parallel import arrangement, processes, timetable
 from mtnlg.parallel import mesh as meshes
-from mtnlg.parallel import processes
 from mtnlg.run import curves, environment
 from mtnlg.run.folder import RunFolder, change_table
 from mtnlg.run.metrics import Metrics
@@ -67,6 +67,7 @@ def pretrain(config: schema.Config, workdir: str, overrides: dict) -> Result:
     same = {name: str(value) for name, value in configs.to_flat(config).items()} | environment.versions()
     processes.require_same(same, "the same command and the same packages for every process")
     mesh, folder = meshes.make(config.mesh), RunFolder(workdir)
+    timetable.require(config)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(Screen(sys.stdout)))
         processes.by_first(lambda: str(stack.enter_context(folder).path))
@@ -192,8 +193,9 @@ class Run:
         if found is None:
             return states.make(config, self.mesh), Position()
         self.require_same_tokenizer(found)
-        abstract, meta = states.abstract(config, self.mesh), checkpoint.meta(found)
-        state = State(*(checkpoint.load(found, part, getattr(abstract, part), config) for part in State._fields))
+        abstract, meta = states.abstract_canonical(config, self.mesh), checkpoint.meta(found)
+        stored = State(*(checkpoint.load(found, part, getattr(abstract, part), config) for part in State._fields))
+        state = arrangement.arranged(config, self.mesh, stored)
         return state, Position(*(meta[field] for field in Position._fields))
 
     def require_same_tokenizer(self, step_dir: pathlib.Path) -> None:
@@ -244,7 +246,8 @@ class Run:
         def on_mesh(prefetched) -> Iterator[loop.Batch]:
             for samples, fields in prefetched:
                 size = schedule.batch_size(train, samples)
-                yield loop.Batch(meshes.put_rows(self.mesh, fields, rows), size // rows, size)
+                table = timetable.on_mesh(config, self.mesh, size // rows)
+                yield loop.Batch(meshes.put_rows(self.mesh, fields, rows), size // rows, size, table)
 
         with Prefetcher(lambda samples: (samples, make(samples)), starts()) as prefetched:
             yield on_mesh(prefetched)
@@ -290,7 +293,7 @@ class Run:
 
     def evaluate(self, state: State, position: Position, max_tokens: int | None) -> dict[str, evaluate.Heldout]:
         """Held-out loss of every source and of all together, in metrics and on the screen."""
-        rows, found = self.config.microbatch_rows, {}
+        rows, found = self.config.microbatch_rows * self.config.mesh.pipe, {}  # a microbatch for every stage
         read = {"seq_len": self.config.model.seq_len, **self.documents()}
         for source in self.prepared.sources:
             heldout = Heldout(Store(source.heldout.prefix, vocab_size=self.config.model.vocab_size), **read)
@@ -339,7 +342,8 @@ class Run:
 
     def save(self, state: State, position: Position) -> None:
         meta = position._asdict() | {"config": configs.to_nested(self.config), "tokenizer_sha256": self.tokenizer.sha256}
-        self.checkpoints.save(position.step, state.params, state.optimizer, meta)
+        stored = arrangement.canonical(self.config, self.mesh, state)
+        self.checkpoints.save(position.step, stored.params, stored.optimizer, meta)
 
 
 def bits_per_byte(heldout: evaluate.Heldout, num_bytes: int, vocab_size: int, num_texts: int = 1) -> float:

@@ -8,6 +8,7 @@ Parameters come in their storage sharding, gradients leave in it.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from mtnlg.core.collectives import TensorShard
 from mtnlg.core.tree import cast
 from mtnlg.model import count, loss, objective, transformer
 from mtnlg.model.cache import Cache
-from mtnlg.parallel import specs, stages, timetable, zero
+from mtnlg.parallel import arrangement, specs, timetable, zero
 from mtnlg.parallel.mesh import BATCH
 
 SAMPLE_AXES = ("replica", "data")  # axes whose devices hold different samples
@@ -136,10 +137,9 @@ def loss_and_grad(config: schema.Config, mesh: Mesh):
 
     def piped(params, batch, table, masks):
         """The sums of this stage, as the timetable says."""
-        own = transformer.own_groups(model, params, shard)
-        columns = {name: column.reshape(-1) if name in timetable.COLUMNS else column for name, column in table.items()}
-        scatters = {"scatter_layer": weights.after_layer, "scatter_outer": weights.after_microbatch}
-        sums = pipeline.loss_and_grad(config, shard, own, batch, columns, timetable.sizes(config), masks, **scatters)
+        stage = pipeline.Stage(config, shard, transformer.own_groups(model, params, shard), batch, masks)
+        own = {name: a[:, 0] if name in timetable.COLUMNS else a for name, a in table.items()}
+        sums = pipeline.loss_and_grad(stage, own, timetable.sizes(config), weights.after_layer, weights.after_microbatch)
         return sums | {"grads": transformer.return_groups(model, sums["grads"], shard)}
 
     def local(shards, batch, num_microbatches, step, table):
@@ -153,7 +153,7 @@ def loss_and_grad(config: schema.Config, mesh: Mesh):
         squares_N = collectives.all_reduce(sums["squares_N"], (*SAMPLE_AXES, *places), "mean squares, over samples and places")
         squares_N = collectives.all_gather(squares_N, "pipe", 0, "mean squares, of all stages")
         num_parts = collectives.degree((*SAMPLE_AXES, *places))
-        squares_N = stages.restore_order(config, "blocks/", squares_N) / num_parts
+        squares_N = arrangement.restore_order(config, "blocks/", squares_N) / num_parts
         return {**sums, "squares_N": squares_N, "grads": weights.after_step(sums["grads"])}
 
     microbatches = P(None, *BATCH)
@@ -168,10 +168,26 @@ def score(config: schema.Config, mesh: Mesh):
     model = config.model
     weights, shard = Weights(config), TensorShard(config.mesh.tensor, config.mesh.sequence_parallel)
 
-    def local(shards, batch):
-        params, gathering = weights.for_forward(weights.for_step(shards), shard)
+    def whole(params, batch):
+        params, gathering = weights.for_forward(params, shard)
         x_BLD, _ = transformer.hidden(model, params, batch, shard=shard, **gathering)
         return objective.scores(config, params, x_BLD, batch, shard)
+
+    def piped(params, batch):
+        """As many rows at once as in training, where these divide by them."""
+        rows, length = batch["tokens"].shape
+        at_once = math.gcd(rows, config.microbatch_rows // config.mesh.num_sample_shards)
+        table, sizes = timetable.forward_only(config, rows // at_once)
+        here = jax.lax.axis_index("pipe")
+        own = {name: jnp.asarray(a)[:, here] if name in timetable.COLUMNS else a for name, a in table.items()}
+        microbatches = {name: field.reshape(-1, at_once, length) for name, field in batch.items()}
+        stage = pipeline.Stage(config, shard, transformer.own_groups(model, params, shard), microbatches, lambda _: None)
+        nll, greedy = (a.reshape(rows, length) for a in pipeline.scores(stage, own, sizes))
+        sent = collectives.all_reduce(jnp.stack([nll, greedy.astype(nll.dtype)]), "pipe", "scores, from the last stage")
+        return sent[0], sent[1].astype(bool)
+
+    def local(shards, batch):
+        return (piped if config.mesh.pipe > 1 else whole)(weights.for_step(shards), batch)
 
     return _over(mesh, (weights.storage, {name: BATCH for name in BATCH_FIELDS}), (BATCH, BATCH))(local)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from mtnlg.core import schema
 from mtnlg.core.collectives import TensorShard
 from mtnlg.core.prng import Dropout
-from mtnlg.core.tree import by_path, map_with_path
+from mtnlg.core.tree import by_path
 from mtnlg.model import transformer
 from mtnlg.model.attention import Places
 from mtnlg.model.block import Block

@@ -66,6 +66,12 @@ def zb_v(num_stages: int, num_microbatches: int, recompute: bool = False) -> Sch
     return _as_soon_as_possible([[t for t in order if t.microbatch < num_microbatches] for order in orders], folded(num_stages))
 
 
+def forward_only(placement: np.ndarray, num_microbatches: int) -> Schedule:
+    """Only forwards: all microbatches pass one chunk, then the next."""
+    order = [Task(Op.F, m, chunk) for chunk in range(placement.shape[1]) for m in range(num_microbatches)]
+    return _as_soon_as_possible([order] * len(placement), placement)
+
+
 def _backward(microbatch: int, chunk: int, recompute: bool) -> list[Task]:
     ops = (Op.R, Op.B, Op.W) if recompute else (Op.B, Op.W)
     return [Task(op, microbatch, chunk) for op in ops]

@@ -89,14 +89,14 @@ def _lives(schedule: Schedule) -> dict[str, list[list[_Life]]]:
     mail, kept, deferred = ([[] for _ in range(num_stages)] for _ in range(3))
     for task, (tick, stage) in when.items():
         op, microbatch, virtual_stage = task
-        readers = _readers(*task, last, recomputes)
+        readers = [reader for reader in _readers(*task, last, recomputes) if reader in when]
         if readers:
             receiver = when[readers[0]][1]
             reads = [when[reader][0] for reader in readers]
             # A message is laid down after the ops of a tick: a slot read for the last time in that tick may take it.
             cells = [(_route(stage, receiver, num_stages), tick), *(("mail", read) for read in reads)]
             mail[receiver].append(_Life(tick, reads[-1], cells))
-        if op == (Op.R if recomputes else Op.F):
+        if op == (Op.R if recomputes else Op.F) and (Op.B, microbatch, virtual_stage) in when:
             read, _ = when[Op.B, microbatch, virtual_stage]
             kept[stage].append(_Life(tick, read + 1, [("kept", tick), ("kept", read)]))
         if op == Op.B:
@@ -106,7 +106,7 @@ def _lives(schedule: Schedule) -> dict[str, list[list[_Life]]]:
 
 
 def _readers(op: Op, microbatch: int, virtual_stage: int, last: int, recomputes: bool) -> list[tuple[Op, int, int]]:
-    """Who reads the message that an op sends, all on one stage, the last reader at the end."""
+    """Who may read the message that an op sends, all on one stage, the last reader at the end."""
     if op == Op.F and virtual_stage == last:
         return [(Op.B, microbatch, last)]
     if op == Op.F:

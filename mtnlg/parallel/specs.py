@@ -2,9 +2,9 @@
 
 A row is (regular expression over the whole path, PartitionSpec). Every leaf matches exactly one row of each table; anything else is
 a fault of the table and raises. `compute` is what a block sees inside `shard_map`; `storage` is where parameters, gradients and
-optimizer state rest between steps. The blocks lie on their pipeline stages; embedding and head, which only the first and the last stage
-compute with, are stored in parts on all of them. With ZeRO (Rajbhandari et al. 2020) every matrix is stored in shards along `data`, always along its
-D; biases and norms, a few thousandths of the whole, stay on every device.
+optimizer state rest between steps. The blocks lie on their pipeline stages; embedding and head, with which only the first and the last
+stage compute, are stored in parts on all of them. With ZeRO (Rajbhandari et al. 2020) every matrix is stored in shards along `data`,
+always along its D; biases and norms, a few thousandths of the whole, stay on every device.
 """
 
 import math

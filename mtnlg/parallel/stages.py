@@ -1,23 +1,17 @@
-"""Which stage holds which layers, and how parameters lie for it.
+"""Which pipeline stage holds which layers, and what they cost it.
 
-The model is cut into P x C virtual stages, in its order (`table.Schedule.placement`). On the mesh the blocks are stacked stage by stage, chunk by
-chunk, each chunk filled up with zeros to the longest; the vocabulary is filled up so that stages and tensor shards divide it. That is
-the *arranged* form; checkpoints and everything outside of training have the model's own, *canonical* form. Without a pipeline both are
-the same, and nothing is moved.
+The model is cut into P x C virtual stages, in its order (`table.Schedule.placement`).
 """
 
 import functools
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError
 from mtnlg.parallel import schedule_file
 from mtnlg.parallel.table import Op, folded, looped
-
-VOCABULARY_DIM = {"embedding/tokens": 0, "head/kernel": 1}
 
 
 class Stages(NamedTuple):
@@ -99,54 +93,3 @@ def costs(config: schema.Config) -> np.ndarray:
     found[:, :, Op.IDLE] = 0
     found[:, :, Op.B][stages.placement == stages.placement.max()] += 3 * head / layer
     return found
-
-
-# The two forms. `path` is that of a parameter, or ends in it (as those of Adam's moments do).
-
-
-def _vocabulary_padding(config: schema.Config) -> int:
-    return -config.model.padded_vocab_size % (config.mesh.pipe * config.mesh.tensor) if config.mesh.pipe > 1 else 0
-
-
-@functools.cache
-def _order(config: schema.Config) -> tuple[np.ndarray, np.ndarray]:
-    """(layer at each arranged place, -1 for none; arranged place of each layer)."""
-    layers = of(config).layers.reshape(-1)
-    return layers, np.argsort(np.where(layers < 0, len(layers), layers), kind="stable")[: config.model.num_layers]
-
-
-def _is_canonical(config: schema.Config, path: str) -> bool:
-    layers, _ = _order(config)
-    return "blocks/" not in path or np.array_equal(layers, np.arange(config.model.num_layers))
-
-
-def is_arranged(config: schema.Config) -> bool:
-    """Whether the arranged form differs from the canonical one at all."""
-    return config.mesh.pipe > 1 and (not _is_canonical(config, "blocks/") or _vocabulary_padding(config) > 0)
-
-
-def arrange(config: schema.Config, path: str, leaf):
-    """A leaf for the mesh, of its canonical form."""
-    if config.mesh.pipe == 1:
-        return leaf
-    if not _is_canonical(config, path):
-        layers, _ = _order(config)
-        there = (layers >= 0).reshape(-1, *[1] * (leaf.ndim - 1))
-        return jnp.where(there, leaf[np.maximum(layers, 0)], jnp.zeros((), leaf.dtype))
-    padding = _vocabulary_padding(config)
-    for name, dim in VOCABULARY_DIM.items():
-        if path.endswith(name) and padding:
-            return jnp.pad(leaf, [(0, padding if d == dim else 0) for d in range(leaf.ndim)])
-    return leaf
-
-
-def restore_order(config: schema.Config, path: str, leaf):
-    """The canonical form of an arranged leaf."""
-    if config.mesh.pipe == 1:
-        return leaf
-    if not _is_canonical(config, path):
-        return leaf[_order(config)[1]]
-    for name, dim in VOCABULARY_DIM.items():
-        if path.endswith(name) and _vocabulary_padding(config):
-            return leaf[tuple(slice(config.model.padded_vocab_size if d == dim else None) for d in range(leaf.ndim))]
-    return leaf

@@ -3,11 +3,13 @@
 import functools
 from typing import NamedTuple
 
+import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mtnlg.core import schema
-from mtnlg.parallel import program, schedule
+from mtnlg.parallel import orders, program, schedule, stages
 
 COLUMNS = ("op", "microbatch", "chunk", "virtual_stage", "mail", "from_previous", "from_next", "from_self", "kept", "deferred")
 SPECS = {name: P(None, "pipe") for name in COLUMNS} | {"num_ticks": P()}
@@ -25,26 +27,54 @@ def of(config: schema.Config, num_microbatches: int) -> dict[str, np.ndarray] | 
     """{column: int32 [T, P]} with T enough for the largest batch, and `num_ticks`, how many of them count; None without a pipeline."""
     if config.mesh.pipe == 1:
         return None
-    size, longest = sizes(config), max(len(_schedule(config, number).ops) for number in num_microbatches_of(config))
-    made = program.compile(_schedule(config, num_microbatches), size)
-    columns = {name: getattr(made, name) for name in COLUMNS}
-    padded = {name: np.pad(column, ((0, longest - len(column)), (0, 0))) for name, column in columns.items()}
-    return padded | {"num_ticks": np.int32(len(made.op))}
+    longest = max(len(of_microbatches(config, number).ops) for number in numbers_of_microbatches(config))
+    made = program.compile(of_microbatches(config, num_microbatches), sizes(config))
+    return _columns(program.pad(made, longest)) | {"num_ticks": np.int32(len(made.op))}
+
+
+@functools.cache
+def on_mesh(config: schema.Config, mesh: Mesh, num_microbatches: int) -> dict[str, jax.Array] | None:
+    """`of`, as global arrays, each stage its column."""
+    table = of(config, num_microbatches)
+    if table is None:
+        return None
+
+    def put(array, spec):
+        return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), lambda index: array[index])
+
+    return {name: put(array, SPECS[name]) for name, array in table.items()}
+
+
+def forward_only(config: schema.Config, num_microbatches: int) -> tuple[dict[str, np.ndarray], Sizes]:
+    """The timetable that scores so many microbatches, and the slots that it needs."""
+    made = program.compile(orders.forward_only(stages.of(config).placement, num_microbatches))
+    return _columns(made) | {"num_ticks": np.int32(len(made.op))}, Sizes(*made.sizes)
+
+
+def require(config: schema.Config) -> None:
+    """Raises ConfigError unless every batch of a run has its timetable, and every layer its stage."""
+    if config.mesh.pipe > 1:
+        stages.of(config)
+        sizes(config)
 
 
 @functools.cache
 def sizes(config: schema.Config) -> Sizes:
     """As many slots as the batch that needs most. Raises ConfigError for a batch that the schedule cannot serve."""
-    each = [program.compile(_schedule(config, number)).sizes for number in num_microbatches_of(config)]
-    return Sizes(*(max(ring) for ring in zip(*each, strict=True)))
+    return Sizes(*program.common_sizes(program.compile(of_microbatches(config, number)) for number in numbers_of_microbatches(config)))
 
 
-def num_microbatches_of(config: schema.Config) -> range:
-    """The numbers of microbatches that the steps of a run have, along the ramp."""
+def numbers_of_microbatches(config: schema.Config) -> range:
+    """How many microbatches the steps of a run have, along the ramp."""
     train, rows = config.train, config.microbatch_rows
     first = train.ramp_start_size or train.batch_size
     return range(first // rows, train.batch_size // rows + 1, max(train.ramp_increment // rows, 1))
 
 
-def _schedule(config: schema.Config, num_microbatches: int) -> schedule.Schedule:
+def of_microbatches(config: schema.Config, num_microbatches: int) -> schedule.Schedule:
+    """The config's schedule for a batch of so many microbatches. Raises as `schedule.make`."""
     return schedule.make(config.pipeline, config.mesh.pipe, num_microbatches, config.train.recompute == "full")
+
+
+def _columns(made: program.Program) -> dict[str, np.ndarray]:
+    return {name: getattr(made, name) for name in COLUMNS}

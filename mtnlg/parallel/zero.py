@@ -14,7 +14,6 @@ shards along `data`; None: it is whole on every device.
 from mtnlg.core import collectives
 from mtnlg.core.tree import map_with_path
 
-
 GATHERED = {"data": "weights, gathered for the step", "pipe": "embedding and head, gathered for the step"}
 
 

@@ -14,11 +14,12 @@ from mtnlg.train.state import State
 
 
 class Batch(NamedTuple):
-    """What one step reads: fields [M, B, L] on the mesh, and how many of the microbatches and samples count."""
+    """What one step reads: fields [M, B, L] on the mesh, how many of the microbatches and samples count, and their timetable."""
 
     fields: dict
     num_microbatches: int
     num_samples: int
+    timetable: dict | None = None
 
 
 class Report(NamedTuple):
@@ -53,7 +54,7 @@ def run(
         rate = schedule.learning_rate(config.optimizer, after.tokens, total_tokens)
         every = config.log.norms_every_steps
         with_norms = every > 0 and after.step % every == 0
-        state, metrics = step_program(state, batch.fields, batch.num_microbatches, position.step, rate, with_norms)
+        state, metrics = step_program(state, batch.fields, batch.num_microbatches, position.step, rate, with_norms, batch.timetable)
         position = after
         if pending is not None:
             _deliver(pending, on_report)

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 from mtnlg import spmd
 from mtnlg.core import schema
 from mtnlg.model.stats import group_norms
+from mtnlg.parallel import timetable
 from mtnlg.parallel.mesh import BATCH
 from mtnlg.train import optimizer as optimizers
 from mtnlg.train import state as states
@@ -19,8 +20,9 @@ def make(config: schema.Config, mesh: Mesh):
     """The jitted step: (state, batch, num_microbatches, step, learning_rate, with_norms, timetable) -> (state, metrics).
 
     state is donated. batch: fields [M, B, L] with M enough for the largest batch; num_microbatches of them are used. All scalars are
-    traced, so that ramp, schedule and logging share one program. metrics: scalars `loss` (nats per token), `grad_norm` (before
-    clipping), `target_tokens`, and `norms` ({'grad', 'param': by group, 'activation': [N]}; zeros unless with_norms).
+    traced, so that ramp, schedule and logging share one program; the timetable of a pipeline (`timetable.on_mesh`, else None) is too.
+    metrics: scalars `loss` (nats per token), `grad_norm` (before clipping), `target_tokens`, and `norms` ({'grad', 'param': by group,
+    'activation': [N]}; zeros unless with_norms).
     """
     optimizer = optimizers.adamw(config.optimizer)
     loss_and_grad = spmd.loss_and_grad(config, mesh)
@@ -59,4 +61,5 @@ def lower(config: schema.Config, mesh: Mesh):
     place = NamedSharding(mesh, P(None, *BATCH))
     dtypes = {"weights": jnp.float32}
     batch = {name: jax.ShapeDtypeStruct(shape, dtypes.get(name, jnp.int32), sharding=place) for name in spmd.BATCH_FIELDS}
-    return make(config, mesh).lower(states.abstract(config, mesh), batch, 1, 0, 0.0, False)
+    table = timetable.on_mesh(config, mesh, shape[0])
+    return make(config, mesh).lower(states.abstract(config, mesh), batch, 1, 0, 0.0, False, table)

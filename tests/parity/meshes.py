@@ -8,6 +8,7 @@ import numpy as np
 from harness import worst
 
 from mtnlg.core import schema
+from mtnlg.parallel import arrangement, timetable
 from mtnlg.parallel import mesh as meshes
 from mtnlg.train import state as states
 from mtnlg.train import step as steps
@@ -30,12 +31,13 @@ MODELS = {
 }  # fmt: skip
 
 
-def config_of(model: str, mesh: dict | None = None, **train) -> schema.Config:
+def config_of(model: str, mesh: dict | None = None, num_layers: int = 2, pipeline: dict | None = None, **train) -> schema.Config:
     """A config in float64 (unless `train` says otherwise) that clips, decays, and has an Adam epsilon to judge updates by."""
-    degrees = schema.Mesh(**(mesh or {}))
+    degrees, order = schema.Mesh(**(mesh or {})), schema.Pipeline(**(pipeline or {}))
     train = {"compute_dtype": "float64", "param_dtype": "float64", "batch_size": ROWS, "loss_chunk_tokens": 40} | train
     optimizer = schema.Optimizer(eps=1e-2, clip_norm=0.05, weight_decay=0.1)
-    return schema.Config(model=MODELS[model], train=schema.Train(**train), optimizer=optimizer, mesh=degrees)
+    shape = dataclasses.replace(MODELS[model], num_layers=num_layers)
+    return schema.Config(model=shape, train=schema.Train(**train), optimizer=optimizer, mesh=degrees, pipeline=order)
 
 
 def batch(seed: int, num_microbatches: int = 1) -> dict:
@@ -64,20 +66,25 @@ def three_steps(config: schema.Config, num_microbatches: int = 1) -> dict:
     """What a run of three steps shows: initial and final parameters, the first step's moments, and each step's metrics, on the host."""
     mesh = meshes.make(config.mesh)
     program, state, seen = steps.make(config, mesh), states.make(config, mesh), {"metrics": []}
-    seen["initial"] = jax.device_get(state.params)
+    table = timetable.on_mesh(config, mesh, num_microbatches)
+
+    def on_host(tree):
+        return jax.device_get(arrangement.canonical(config, mesh, tree))
+
+    seen["initial"] = on_host(state.params)
     for number, rate in enumerate(LEARNING_RATES):
         fields = meshes.put(mesh, batch(number, num_microbatches), jax.P(None, *meshes.BATCH))
-        state, metrics = program(state, fields, num_microbatches, number, rate, True)
+        state, metrics = program(state, fields, num_microbatches, number, rate, True, table)
         seen["metrics"].append(jax.device_get(metrics))
         if number == 0:
-            seen["first_moments"] = jax.device_get(state.optimizer[1].mu)  # the clipped gradient, times 1 - beta1
-    return seen | {"final": jax.device_get(state.params)}
+            seen["first_moments"] = on_host(state.optimizer[1].mu)  # the clipped gradient, times 1 - beta1
+    return seen | {"final": on_host(state.params)}
 
 
 @functools.cache
-def on_one_device(model: str, **train) -> dict:
+def on_one_device(model: str, num_layers: int = 2, **train) -> dict:
     """The run that every mesh has to repeat. Accumulation is another order of the same sum, so one microbatch serves all."""
-    return three_steps(config_of(model, **train))
+    return three_steps(config_of(model, num_layers=num_layers, **train))
 
 
 def worst_difference(seen: dict, expected: dict) -> tuple[float, str]:
