@@ -174,11 +174,12 @@ class Mesh:
         return self.replica * self.data
 
 
+SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero_bubble", "zb_v")
+
+
 @dataclass(frozen=True)
 class Pipeline:
-    schedule: str = key(
-        "1f1b", "who computes what when, with mesh.pipe > 1: gpipe, 1f1b, interleaved, zero_bubble, zb_v, or a table of your own, FILE.csv"
-    )
+    schedule: str = key("1f1b", f"who computes what when, with mesh.pipe > 1: {', '.join(SCHEDULES)}, or a table of your own, FILE.csv")
     chunks: int = key(2, "interleaved: parts of the model on each stage")
     in_flight: int | None = key(None, "zero_bubble: microbatches that a stage may hold at once; none: mesh.pipe")
     layers_per_stage: tuple[int, ...] = key(

@@ -1,9 +1,11 @@
 """What a key's value may be, and what must hold between keys: every problem at once, before any device is touched."""
 
+from difflib import get_close_matches
 from math import gcd, inf
 from operator import attrgetter
 
 from mtnlg.core import schema
+from mtnlg.core.schema import SCHEDULES
 
 # (what is wrong, what is right, the keys); a key that is none is right, and not-a-number never is.
 _RANGES = (
@@ -14,7 +16,7 @@ _RANGES = (
         "model.vocab_multiple model.seq_len model.sliding_window model.rope_original_seq_len data.tokenizer_train_bytes "
         "data.max_document_bytes train.batch_size train.microbatch_size train.loss_chunk_tokens train.ramp_start_size "
         "train.ramp_increment eval.max_tokens sample.max_new_tokens checkpoint.every_steps checkpoint.keep_last log.every_steps "
-        "mesh.replica mesh.pipe mesh.data mesh.context mesh.tensor",
+        "mesh.replica mesh.pipe mesh.data mesh.context mesh.tensor pipeline.chunks pipeline.in_flight",
     ),
     (
         "must not be negative",
@@ -39,7 +41,9 @@ _RANGES = (
 
 def problems(config: schema.Config) -> list[str]:
     """One line for each value out of range, then for each contradiction: the keys, their values, and a value that would do."""
-    return [line for check in (_ranges, _model, _mesh, _layers, _log, _batch, _optimizer, _data, _sample) for line in check(config)]
+    return [
+        line for check in (_ranges, _model, _mesh, _pipeline, _layers, _log, _batch, _optimizer, _data, _sample) for line in check(config)
+    ]
 
 
 def _ranges(config, group: str = ""):
@@ -104,6 +108,40 @@ def _mesh(config):
         yield f"mesh.zero=3 would gather every weight for every microbatch with mesh.pipe={mesh.pipe}: take mesh.zero=2"
 
 
+def _pipeline(config):
+    """What does not depend on the schedule's own table, which `parallel/timetable.py` makes."""
+    pipeline, mesh, train = config.pipeline, config.mesh, config.train
+    if pipeline.schedule not in SCHEDULES and not pipeline.schedule.endswith(".csv"):
+        near = get_close_matches(pipeline.schedule, SCHEDULES, 1, 0.3) or ["1f1b"]
+        yield f"pipeline.schedule={pipeline.schedule} is none of {', '.join(SCHEDULES)} or FILE.csv: take pipeline.schedule={near[0]}"
+    if pipeline.in_flight is not None and pipeline.schedule != "zero_bubble":
+        yield f"pipeline.in_flight={pipeline.in_flight} needs pipeline.schedule=zero_bubble, not {pipeline.schedule}"
+    if mesh.pipe == 1 and pipeline.layers_per_stage:
+        yield f"pipeline.layers_per_stage={pipeline.layers_per_stage} needs mesh.pipe={len(pipeline.layers_per_stage)}, not 1"
+    if mesh.pipe <= 1 or pipeline.chunks < 1:
+        return
+    chunks = {"interleaved": pipeline.chunks, "zb_v": 2}.get(pipeline.schedule, 1)
+    if config.model.num_layers < mesh.pipe * chunks - 1:
+        most = max((config.model.num_layers + 1) // chunks, 1)
+        yield (
+            f"model.num_layers={config.model.num_layers} cannot fill mesh.pipe={mesh.pipe} stages of {chunks} chunk{'s' * (chunks > 1)} "
+            f"(the last may hold the head alone): take mesh.pipe={most}"
+        )
+    if train.microbatch_size is None:
+        at_once = max(train.batch_size // max(mesh.num_sample_shards, 1) // (2 * mesh.pipe), 1)
+        yield (
+            f"train.microbatch_size is none, which leaves the stages of mesh.pipe={mesh.pipe} one microbatch to wait for: "
+            f"take train.microbatch_size={at_once}, say"
+        )
+    if train.unroll_layers:
+        yield f"train.unroll_layers=True: the stages of mesh.pipe={mesh.pipe} have a loop over layers; take train.unroll_layers=False"
+    if config.sample.prompts:
+        yield (
+            f"sample.prompts cannot be continued with mesh.pipe={mesh.pipe}: take none, and generate from the checkpoint on another mesh, "
+            "as in mtnlg generate --workdir=RUN --config.mesh.tensor=2"
+        )
+
+
 def _layers(config):
     train, mesh = config.train, config.mesh
     if train.unroll_layers and (mesh.zero == 3 or train.recompute != "none"):
@@ -159,6 +197,12 @@ def _batch(config):
         if whole < 1 or value % whole:
             near = max(round(value / max(whole, 1)), 1) * whole
             yield f"{name}={value} is no multiple of train.microbatch_size={size} x mesh.replica x mesh.data={shards}: take {near}"
+        elif config.pipeline.schedule == "interleaved" and value // whole % max(mesh.pipe, 1):
+            near = max(round(value / whole / mesh.pipe), 1) * mesh.pipe * whole
+            yield (
+                f"{name}={value} makes {value // whole} microbatches, no multiple of mesh.pipe={mesh.pipe}, as "
+                f"pipeline.schedule=interleaved needs: take {name}={near}, or pipeline.schedule=1f1b"
+            )
     if train.compute_dtype == "float64" and train.param_dtype != "float64":
         yield "train.compute_dtype=float64 needs train.param_dtype=float64"
 

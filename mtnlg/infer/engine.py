@@ -33,7 +33,15 @@ class Engine:
     """A model ready to generate: parameters in the compute dtype and the two compiled programs, over the samples and tensor axes."""
 
     def __init__(self, config: schema.Config, mesh: Mesh, params, num_ids: int | None = None):
-        """num_ids: only ids below it are read and drawn, for a tokenizer smaller than the model; none: the model's vocabulary."""
+        """num_ids: only ids below it are read and drawn, for a tokenizer smaller than the model; none: the model's vocabulary.
+
+        Raises ConfigError for a mesh with pipeline stages.
+        """
+        if config.mesh.pipe > 1:
+            what = f"mesh.pipe={config.mesh.pipe}: text is generated without pipeline stages, whatever the model was trained on"
+            raise ConfigError(
+                what, "--config.mesh.pipe", "mtnlg generate --workdir=RUN --config.mesh.tensor=2, which lays the weights out anew"
+            )
         self.config, self.mesh = config, mesh
         self.num_ids = num_ids = num_ids or config.model.vocab_size
         self.dtype = jnp.dtype(config.train.compute_dtype)

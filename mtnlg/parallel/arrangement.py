@@ -43,10 +43,10 @@ def canonical(config: schema.Config, mesh: Mesh, tree):
 
 
 def arranged(config: schema.Config, mesh: Mesh, tree):
-    """A canonical tree in its arranged form; its own arrays are given up."""
+    """A canonical tree in its arranged form."""
     if not is_arranged(config):
         return tree
-    return jax.jit(functools.partial(arrange_all, config), out_shardings=shardings(config, mesh, tree), donate_argnums=0)(tree)
+    return jax.jit(functools.partial(arrange_all, config), out_shardings=shardings(config, mesh, tree))(tree)
 
 
 def arrange_all(config: schema.Config, tree):

@@ -43,7 +43,7 @@ def interleaved(num_stages: int, num_microbatches: int, num_chunks: int, recompu
     if num_microbatches % num_stages:
         what = f"pipeline.schedule=interleaved needs a multiple of mesh.pipe={num_stages} microbatches, and there are {num_microbatches}"
         fitting = -(-num_microbatches // num_stages) * num_stages
-        cure = f"a train.batch_size of {fitting} microbatches, or --config.pipeline.schedule=1f1b"
+        cure = f"a batch of {fitting} microbatches, or --config.pipeline.schedule=1f1b"
         raise ConfigError(what, "--config.train.batch_size", cure)
     groups = [range(first, first + num_stages) for first in range(0, num_microbatches, num_stages)]
     forwards = [(m, chunk) for group in groups for chunk in range(num_chunks) for m in group]

@@ -1,7 +1,5 @@
 """Pipeline schedules by name: which stage does what in which tick. A schedule is a table, made by a pure function of a few numbers."""
 
-import difflib
-
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError
 from mtnlg.parallel import lockstep
@@ -10,9 +8,8 @@ from mtnlg.parallel.orders import gpipe, interleaved, one_f_one_b, zb_v
 from mtnlg.parallel.schedule_file import read_csv
 from mtnlg.parallel.table import Op, Schedule
 
-__all__ = ["NAMES", "Op", "Schedule", "gpipe", "interleaved", "make", "one_f_one_b", "zb_v", "zero_bubble"]
+__all__ = ["Op", "Schedule", "gpipe", "interleaved", "make", "one_f_one_b", "zb_v", "zero_bubble"]
 
-NAMES = ("gpipe", "1f1b", "interleaved", "zero_bubble", "zb_v")
 KEY = "--config.pipeline.schedule"
 
 
@@ -35,9 +32,8 @@ def make(pipeline: schema.Pipeline, num_stages: int, num_microbatches: int, reco
             return zb_v(num_stages, num_microbatches, recompute)
         case path if path.endswith(".csv"):
             return _own(path, num_stages, num_microbatches, recompute)
-    near = difflib.get_close_matches(pipeline.schedule, NAMES, 1, 0.3)
-    what = f"pipeline.schedule={pipeline.schedule} is none of {', '.join(NAMES)} or FILE.csv"
-    raise ConfigError(what, KEY, f"{KEY}={near[0] if near else '1f1b'}")
+    what = f"pipeline.schedule={pipeline.schedule} is none of {', '.join(schema.SCHEDULES)} or FILE.csv"
+    raise ConfigError(what, KEY, f"{KEY}=1f1b")
 
 
 def _own(path: str, num_stages: int, num_microbatches: int, recompute: bool) -> Schedule:
@@ -48,7 +44,7 @@ def _own(path: str, num_stages: int, num_microbatches: int, recompute: bool) -> 
     there = int(schedule.microbatches.max()) + 1
     if there != num_microbatches:
         what = f"{path} is a table for {there} microbatches, and there are {num_microbatches}"
-        raise ConfigError(what, KEY, f"a train.batch_size of {there} microbatches, or {KEY}=1f1b")
+        raise ConfigError(what, KEY, f"a batch of {there} microbatches, or {KEY}=1f1b")
     if schedule.recomputes and not recompute:
         raise ConfigError(f"{path} has ops R, and train.recompute keeps activations", KEY, "--config.train.recompute=full")
     if recompute and not schedule.recomputes:

@@ -149,6 +149,33 @@ MESHES = (
     ),
     ({"mesh.sequence_parallel": True}, "mesh.sequence_parallel=True has nothing to part with mesh.tensor=1"),
 )
+PIPE = {"mesh.pipe": 2, "train.microbatch_size": 2}
+PIPELINES = (
+    ({"pipeline.schedule": "1f1"}, "pipeline.schedule=1f1 is none of gpipe, 1f1b, interleaved, zero_bubble, zb_v or FILE.csv: take"),
+    ({"pipeline.in_flight": 4}, "pipeline.in_flight=4 needs pipeline.schedule=zero_bubble, not 1f1b"),
+    ({"pipeline.layers_per_stage": (1, 3)}, r"pipeline.layers_per_stage=\(1, 3\) needs mesh.pipe=2, not 1"),
+    (PIPE | {"mesh.pipe": 8}, "model.num_layers=4 cannot fill mesh.pipe=8 stages of 1 chunk .*: take mesh.pipe=5"),
+    (PIPE | {"pipeline.schedule": "zb_v", "mesh.pipe": 3}, "of 2 chunks .*: take mesh.pipe=2"),
+    ({"mesh.pipe": 2}, "train.microbatch_size is none, which leaves .* one microbatch .*: take train.microbatch_size=4"),
+    (PIPE | {"train.unroll_layers": True}, "the stages of mesh.pipe=2 have a loop over layers; take train.unroll_layers=False"),
+    (PIPE | {"sample.prompts": ("a",)}, "mtnlg generate --workdir=RUN --config.mesh.tensor=2"),
+    (
+        {"mesh.pipe": 2, "train.microbatch_size": 1, "train.batch_size": 15, "pipeline.schedule": "interleaved"},
+        "makes 15 microbatches, no multiple of mesh.pipe=2, as pipeline.schedule=interleaved needs: take train.batch_size=16",
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("values", "message"), PIPELINES)
+def test_each_pipeline_that_does_not_fit_is_found(values, message):
+    """And nothing else is wrong with it."""
+    (line,) = validate.problems(configs.from_flat(dict(values)))
+    assert re.search(message, line)
+
+
+@pytest.mark.parametrize("schedule", schema.SCHEDULES)
+def test_every_schedule_fits(schedule):
+    assert validate.problems(configs.from_flat(PIPE | {"pipeline.schedule": schedule})) == []
 
 
 @pytest.mark.parametrize(("values", "message"), MESHES)

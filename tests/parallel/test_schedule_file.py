@@ -85,7 +85,7 @@ def test_a_file_that_is_not_there(tmp_path):
     ("numbers", "message"),
     [
         ((3, 6, True), "is a table for 4 stages, not for mesh.pipe=3 .*Try: --config.mesh.pipe=4"),
-        ((4, 8, True), "is a table for 6 microbatches, and there are 8 .*Try: a train.batch_size of 6 microbatches"),
+        ((4, 8, True), "is a table for 6 microbatches, and there are 8 .*Try: a batch of 6 microbatches"),
         ((4, 6, False), "has ops R, and train.recompute keeps activations .*Try: --config.train.recompute=full"),
     ],
 )

@@ -1,15 +1,10 @@
 """Pipelines are the same run: three optimizer steps in float64 under every schedule, beside the same three on one device."""
 
-import dataclasses
-import itertools
 
 import jax
 import pytest
-from meshes import MODELS, ROWS, config_of
+from meshes import ROWS
 from test_mesh import check
-
-from mtnlg.core.errors import ConfigError
-from mtnlg.parallel import timetable
 
 
 @pytest.fixture(autouse=True)

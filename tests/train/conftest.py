@@ -1,5 +1,8 @@
 """Runs of a tiny model. Their peak is not measured: its seconds are not what these tests are about."""
 
+import json
+
+import numpy as np
 import pytest
 
 from mtnlg.core import config as configs
@@ -34,6 +37,27 @@ def tiny(tmp_path_factory):
         return configs.resolve([f"--config={default}", *(f"--config.{name}={value}" for name, value in values.items())])
 
     return resolved
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory):
+    """Forty small documents."""
+    folder = tmp_path_factory.mktemp("text")
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "seven", "wizards", "with", "quartz"]
+    random = np.random.default_rng(0)
+    lines = [json.dumps({"text": " ".join(random.choice(words, 60))}) for _ in range(40)]
+    (folder / "docs.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(source, tmp_path_factory):
+    return tmp_path_factory.mktemp("tokens")
+
+
+@pytest.fixture(scope="session")
+def resolve(tiny, source, prepared):
+    return lambda **changes: tiny(**{"data__source": str(source / "docs.jsonl"), "data__directory": str(prepared)} | changes)
 
 
 @pytest.fixture(autouse=True)

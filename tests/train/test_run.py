@@ -1,8 +1,6 @@
 """Whole runs in a folder: resuming is the same run, one compile for a ramp, signals, weights-only starts, nothing saved is lost."""
 
-import json
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
@@ -11,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from runs import arrays, losses, require_same
 
 from mtnlg import checkpoint, lm, pretrain
 from mtnlg.core import files, schema
@@ -18,46 +17,6 @@ from mtnlg.core.errors import CannotWrite, ConfigError, DataError, NumericalErro
 from mtnlg.parallel import mesh as meshes
 from mtnlg.run import metrics
 from mtnlg.train import state as states
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """Forty small documents."""
-    folder = tmp_path_factory.mktemp("text")
-    words = ["the", "quick", "brown", "fox", "jumps", "over", "seven", "wizards", "with", "quartz"]
-    random = np.random.default_rng(0)
-    lines = [json.dumps({"text": " ".join(random.choice(words, 60))}) for _ in range(40)]
-    (folder / "docs.jsonl").write_text("\n".join(lines))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def prepared(source, tmp_path_factory):
-    return tmp_path_factory.mktemp("tokens")
-
-
-@pytest.fixture(scope="module")
-def resolve(tiny, source, prepared):
-    return lambda **changes: tiny(**{"data__source": str(source / "docs.jsonl"), "data__directory": str(prepared)} | changes)
-
-
-def arrays(workdir, step):
-    """Every stored array of a step, by file: what bitwise equality is judged on."""
-    from orbax.checkpoint import v1 as ocp
-
-    path = (pathlib.Path(workdir) / "checkpoints" / str(step)).absolute()
-    parts = {part: ocp.load(path, checkpointable_name=part) for part in ("params", "optimizer")}
-    return {name: np.asarray(leaf) for name, leaf in checkpoint.by_path(parts).items()}
-
-
-def require_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-
-
-def losses(workdir):
-    return [(line["step"], line["loss"], line["grad_norm"]) for line in metrics.read(f"{workdir}/metrics.jsonl") if "loss" in line]
 
 
 @pytest.fixture(scope="module")
@@ -321,7 +280,7 @@ def test_a_checkpoint_goes_on_on_another_mesh(resolve, on_the_mesh, whole, tmp_p
     shutil.rmtree(workdir / "checkpoints" / "6")
     config = resolve(**MESHES[other])
     mesh = meshes.make(config.mesh)
-    state = states.abstract(config, mesh)
+    state = states.abstract_canonical(config, mesh)
     step_dir = workdir / "checkpoints" / "3"
     restored = {part: checkpoint.load(step_dir, part, getattr(state, part), config) for part in state._fields}
     require_same({name: np.asarray(leaf) for name, leaf in checkpoint.by_path(restored).items()}, arrays(workdir, 3))
