@@ -56,7 +56,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", nn.initializers.normal(self.std), self.in_dims + self.out_dims, x.dtype)
-        rows = x.reshape(*x.shape[: x.ndim - len(self.in_dims)], math.prod(self.in_dims))
+        rows = x if len(self.in_dims) == 1 else x.reshape(*x.shape[: x.ndim - len(self.in_dims)], math.prod(self.in_dims))
         tapped = self.has_variable("taps", "kernel")
         y = self.leave(tapped_product(rows, kernel, self.get_variable("taps", "kernel")) if tapped else _product(rows, kernel))
         if self.bias:

@@ -20,6 +20,9 @@ from mtnlg.model.block import Block
 from mtnlg.model.layers import Tap
 
 
+SAME_INPUT = {"attention/key_value/kernel": "attention/query/kernel", "mlp/gate/kernel": "mlp/up/kernel"}  # kept once for both
+
+
 def parts(layer: dict) -> tuple[dict, dict]:
     """(kernels, biases and norms) of a tree of blocks, by path."""
     leaves = by_path(layer)
@@ -67,6 +70,9 @@ class SplitBlock:
         """B: (d_x [B, L, D], {path: gradient} of biases and norms, arrays that `weights` wants)."""
         pull_back = self._kept.unpack(kept, (layer, places, dropout))
         d_x_BLD, d_vectors, taps = pull_back(d_y_BLD)
+        for path, other in SAME_INPUT.items():
+            if path in taps:
+                taps[path] = taps[path]._replace(inputs=taps[other].inputs)
         return d_x_BLD, d_vectors, self._deferred.pack(taps, ())
 
     def weights(self, deferred: list, kernels: dict) -> dict:

@@ -1,6 +1,5 @@
 """Pipelines are the same run: three optimizer steps in float64 under every schedule, beside the same three on one device."""
 
-
 import jax
 import pytest
 from meshes import ROWS
