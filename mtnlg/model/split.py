@@ -19,7 +19,6 @@ from mtnlg.model.attention import Places
 from mtnlg.model.block import Block
 from mtnlg.model.layers import Tap
 
-
 SAME_INPUT = {"attention/key_value/kernel": "attention/query/kernel", "mlp/gate/kernel": "mlp/up/kernel"}  # kept once for both
 
 

@@ -45,6 +45,13 @@ def on_mesh(config: schema.Config, mesh: Mesh, num_microbatches: int) -> dict[st
     return {name: put(array, SPECS[name]) for name, array in table.items()}
 
 
+def abstract(config: schema.Config, mesh: Mesh, num_microbatches: int) -> dict[str, jax.ShapeDtypeStruct] | None:
+    """Shapes, dtypes and shardings of `on_mesh`; nothing is allocated."""
+    table = of(config, num_microbatches)
+    place = lambda name, array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, SPECS[name]))  # noqa: E731
+    return table and {name: place(name, array) for name, array in table.items()}
+
+
 def forward_only(config: schema.Config, num_microbatches: int) -> tuple[dict[str, np.ndarray], Sizes]:
     """The timetable that scores so many microbatches, and the slots that it needs."""
     made = program.compile(orders.forward_only(stages.of(config).placement, num_microbatches))

@@ -61,5 +61,5 @@ def lower(config: schema.Config, mesh: Mesh):
     place = NamedSharding(mesh, P(None, *BATCH))
     dtypes = {"weights": jnp.float32}
     batch = {name: jax.ShapeDtypeStruct(shape, dtypes.get(name, jnp.int32), sharding=place) for name in spmd.BATCH_FIELDS}
-    table = timetable.on_mesh(config, mesh, shape[0])
+    table = timetable.abstract(config, mesh, shape[0])
     return make(config, mesh).lower(states.abstract(config, mesh), batch, 1, 0, 0.0, False, table)

@@ -1,23 +1,22 @@
-"""ZeRO saves what its formulas say, by the compiler's own account for eight A100s that are not here.
+"""ZeRO and pipeline schedules save what their formulas say, by the compiler's own account for A100s that are not here.
 
 Needs the CUDA plugin's wheels (`pip install jax-cuda13-plugin jax-cuda13-pjrt` of jax's own version), no driver and no GPU.
 """
 
 import math
+import pathlib
 
-import jax
-import jax.numpy as jnp
 import pytest
 from jax.experimental import topologies
-from jax.sharding import NamedSharding
 
-from mtnlg import spmd
+from mtnlg.core import config as configs
 from mtnlg.core import schema
 from mtnlg.core.tree import by_path
 from mtnlg.model import count
 from mtnlg.parallel import mesh as meshes
-from mtnlg.train import state as states
 from mtnlg.train import step as steps
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 pytestmark = pytest.mark.slow
 
@@ -40,24 +39,24 @@ runtime_version { major: 13 }
 
 @pytest.fixture(scope="module")
 def devices():
+    return topology(DATA)
+
+
+def topology(num_devices: int):
     pytest.importorskip("jax_plugins.xla_cuda13", reason="the wheels jax-cuda13-plugin and jax-cuda13-pjrt are not installed")
-    return topologies.get_topology_desc("a100", "cuda", topology=f"1x1x{DATA}", target_config=A100).devices
+    hosts, each = max(num_devices // 8, 1), min(num_devices, 8)
+    return topologies.get_topology_desc("a100", "cuda", topology=f"1x{hosts}x{each}", target_config=A100).devices
+
+
+def compiled(config, devices):
+    """The compiler's account of a step's memory on one device."""
+    return steps.lower(config, meshes.make(config.mesh, devices)).compile().memory_analysis()
 
 
 def memory(devices, zero):
     """(bytes of arguments, of temporaries, at the peak) of one device for a step of two microbatches, bfloat16, recomputing everything."""
     train = schema.Train(batch_size=4 * DATA, microbatch_size=2, compute_dtype="bfloat16", recompute="full")
-    config = schema.Config(model=MODEL, train=train, mesh=schema.Mesh(data=DATA, zero=zero))
-    mesh = meshes.make(config.mesh, devices)
-
-    def placed(dtype, shape=(), *spec):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, jax.P(*spec)))
-
-    shape = (2, config.microbatch_rows, MODEL.seq_len)
-    batch = {name: placed(jnp.float32 if name == "weights" else jnp.int32, shape, None, *meshes.BATCH) for name in spmd.BATCH_FIELDS}
-    scalars = [placed(dtype) for dtype in (jnp.int32, jnp.int32, jnp.float32, jnp.bool)]
-    compiled = steps.make(config, mesh).lower(states.abstract(config, mesh), batch, *scalars).compile()
-    found = compiled.memory_analysis()
+    found = compiled(schema.Config(model=MODEL, train=train, mesh=schema.Mesh(data=DATA, zero=zero)), devices)
     return found.argument_size_in_bytes, found.temp_size_in_bytes, found.peak_memory_in_bytes
 
 
@@ -78,3 +77,33 @@ def test_a_device_holds_what_the_formulas_say(devices, zero):
     stored = 12 * (matrices / (DATA if zero else 1) + vectors)
     assert stored <= arguments < 1.001 * stored
     assert TEMPORARIES[zero] * matrices < temporaries < (TEMPORARIES[zero] + ONE_MORE_COPY) * (matrices + vectors)
+
+
+# Pipelines
+
+STAGES = 4
+
+
+def pipelined(schedule, num_microbatches):
+    train = schema.Train(batch_size=4 * num_microbatches, microbatch_size=4, compute_dtype="bfloat16")
+    order = schema.Pipeline(schedule=schedule, layers_per_stage=(2,) * STAGES)
+    config = schema.Config(model=MODEL, train=train, mesh=schema.Mesh(pipe=STAGES), pipeline=order)
+    temporaries = compiled(config, topology(STAGES)).temp_size_in_bytes
+    print(f"{schedule}, {STAGES} stages, {num_microbatches} microbatches: temporaries {temporaries / 2**20:.1f} MiB")
+    return temporaries
+
+
+def test_a_schedule_holds_as_many_microbatches_as_it_says():
+    few, many = pipelined("1f1b", STAGES), pipelined("1f1b", 8 * STAGES)
+    assert abs(many / few - 1) < 0.05, "1F1B holds P microbatches, whatever the batch"
+    assert many < 0.35 * pipelined("gpipe", 8 * STAGES)
+    assert pipelined("zero_bubble", 8 * STAGES) < 1.25 * many
+
+
+def test_mt_nlg_530b_fits_2240_a100s():
+    """Smith et al. 2022, section 3.2: tensor 8, pipeline 35, data 8."""
+    config = configs.resolve([f"--config={ROOT / 'configs/mtnlg_530b.py'}"])
+    found = compiled(config, topology(2240))
+    print(f"530B on 2240 A100: arguments {found.argument_size_in_bytes / 2**30:.2f}, peak {found.peak_memory_in_bytes / 2**30:.2f} GiB")
+    assert found.argument_size_in_bytes < 12.4 * count.num_params(config.model) / 2240, "parameters and moments, each in one place"
+    assert found.peak_memory_in_bytes < 80e9

@@ -108,8 +108,9 @@ def test_rings_are_as_small_as_can_be(table):
     [
         (schedule.one_f_one_b(35, 240), (2, 35, 1)),
         (schedule.one_f_one_b(35, 240, True), (35, 1, 1)),
-        (schedule.zero_bubble(35, 240), (2, 35, 35)),
-        (schedule.zero_bubble(35, 240, None, True), (35, 1, 35)),
+        (schedule.zero_bubble(35, 240), (2, 35, 12)),
+        (schedule.zero_bubble(35, 240, None, True), (35, 1, 12)),
+        (schedule.zero_bubble(35, 240, 35), (2, 35, 35)),
     ],
 )
 def test_mt_nlg(table, sizes):
