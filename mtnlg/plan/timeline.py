@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +33,10 @@ class Timeline:
     @property
     def num_stages(self) -> int:
         return len(self.schedule.placement)
+
+    @property
+    def num_chunks(self) -> int:
+        return self.schedule.placement.shape[1]
 
     @property
     def num_microbatches(self) -> int:
@@ -112,21 +115,21 @@ class Timeline:
             found[stage].append(Bar(op, microbatch, int(table.chunks[tick, stage]), starts[tick], float(lengths[tick, stage])))
         return found
 
-    @property
-    def chunks(self) -> Iterator[int]:
-        return range(self.schedule.placement.shape[1])
-
 
 def num_microbatches(config: schema.Config) -> int:
     """M of a step with the full batch."""
     return config.train.batch_size // config.microbatch_rows
 
 
-def of(config: schema.Config) -> Timeline:
-    """The step of a config. Raises ConfigError without a pipeline and as `schedule.make`; MissingInput and DataError for a bad table."""
-    pipe = config.mesh.pipe
-    if pipe == 1:
+def require_stages(config: schema.Config) -> None:
+    """Raises ConfigError for a config without a pipeline."""
+    if config.mesh.pipe == 1:
         raise ConfigError("mesh.pipe=1 has no stages, so there is no schedule to show", "--config.mesh.pipe", "--config.mesh.pipe=4")
-    made = schedule.make(config.pipeline, pipe, num_microbatches(config), config.train.recompute == "full")
+
+
+def of(config: schema.Config) -> Timeline:
+    """The step of a config. Raises as `require_stages`, `schedule.make` and `stages.of`."""
+    require_stages(config)
+    made = schedule.make(config.pipeline, config.mesh.pipe, num_microbatches(config), config.train.recompute == "full")
     stages.of(config)
     return Timeline(config, made)
