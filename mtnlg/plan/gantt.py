@@ -25,7 +25,8 @@ INK, GREY, LINE = "#24292f", "#656d76", "#d0d7de"
 MARGIN, LABEL, GAP = 24, 62, 14
 COLUMNS = (("bubble", 58), ("in flight", 62), ("activations", 92))
 NARROW = 5.0  # pixels, below which a bar has neither edges nor a number
-MOST_BARS = 6000  # of a picture, beyond which they are merged
+MOST_BARS = 6000  # of a schedule, beyond which they are merged
+MOST_COUNTS = 16  # of stages, whose layers are listed
 
 
 def svg(config: schema.Config, panels: Sequence[tuple[str, Timeline | str]]) -> str:
@@ -96,7 +97,7 @@ def _header(config: schema.Config, shown: list[Timeline]) -> list[str]:
 def _panel(name: str, one: Timeline, y: int, row: int, width: int, scale: float) -> list[str]:
     left, top = MARGIN + LABEL, y + 40
     parts = [_text(MARGIN, y + 14, name, "name"), _text(_after(name), y + 14, summary(one), "grey")]
-    parts.append(_text(left, y + 32, f"layers of each {part_name(one)}, in the model's order: {layers(one)}", "grey"))
+    parts.append(_text(left, y + 32, f"layers of each {_part_name(one)}: {_layers(one)}", "grey"))
     x = left + width
     for column, wide in COLUMNS:
         x += wide
@@ -181,16 +182,17 @@ def numbers_of_stage(one: Timeline, stage: int) -> tuple[str, str, str]:
     return f"{one.bubble[stage]:.1%}", str(one.in_flight[stage]), used
 
 
-def part_name(one: Timeline) -> str:
+def _part_name(one: Timeline) -> str:
     return "stage" if one.num_chunks == 1 else f"chunk, {one.num_chunks} a stage"
 
 
-def layers(one: Timeline) -> str:
-    """Layers of each virtual stage, runs shortened: `3 (34 times), 2`."""
+def _layers(one: Timeline) -> str:
+    """Layers of each virtual stage in the model's order, or in short."""
     plan = stages.of(one.config)
     counts = plan.counts.ravel()[plan.placement.ravel().argsort()].tolist()
-    runs = [(count, len(list(run))) for count, run in itertools.groupby(counts)]
-    return ", ".join(f"{count} ({times} times)" if times > 2 else ", ".join([str(count)] * times) for count, times in runs)
+    if min(counts) == max(counts):
+        return f"{counts[0]} each"
+    return f"{min(counts)} to {max(counts)}" if len(counts) > MOST_COUNTS else ", ".join(map(str, counts))
 
 
 def _layers_of(one: Timeline, stage: int, bar: Bar) -> str:

@@ -13,7 +13,7 @@ def text(one: Timeline, width: int, colour: bool) -> str:
     """The step in lines of `width` letters; of a longer one the beginning and the end. Upper case: even chunks, lower case: odd ones."""
     room = max(width - len(_label(one.num_stages - 1)), LEAST)
     shown, note = _shown(one.num_ticks, room)
-    lines = [f"{one.config.name}: {gantt.summary(one)}"]
+    lines = [f"{one.config.name}, {one.config.pipeline.schedule}: {gantt.summary(one)}"]
     lines += [
         _label(stage) + "".join(CUT if tick is None else _letter(one, tick, stage, colour) for tick in shown)
         for stage in range(one.num_stages)
