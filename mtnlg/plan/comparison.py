@@ -47,8 +47,7 @@ def table(config: schema.Config, found: list[Row]) -> str:
     lines = text.table([(HEADS[0], f"{HEADS[1]:{wide}}", *HEADS[2:]), *cells], "<<" + ">" * 10)
     head, made = lines[0], iter(lines[1:])
     lines = [next(made) if isinstance(row.step, Timeline) else f"{_mark(row):1}  {row.name:{wide}}  {row.step}" for row in found]
-    stages, microbatches = config.mesh.pipe, timeline.num_microbatches(config)
-    title = f"{config.name}: {stages} stages, {microbatches} microbatches, {config.model.num_layers} layers"
+    title = f"{config.name}: {config.mesh.pipe} stages, {timeline.counted(config)}, {config.model.num_layers} layers"
     return "\n".join([title, "", head, *lines, "", NOTES])
 
 

@@ -75,7 +75,7 @@ def _opening(width: int, height: int, scale: float, shown: list[Timeline]) -> st
 def _header(config: schema.Config, shown: list[Timeline]) -> list[str]:
     """Title and legend."""
     facts = (
-        f"one optimizer step: P = {config.mesh.pipe} stages, M = {timeline.num_microbatches(config)} microbatches, "
+        f"one optimizer step: P = {config.mesh.pipe} stages, M = {timeline.counted(config)}, "
         f"{config.model.num_layers} layers, train.recompute={config.train.recompute}"
     )
     parts = [_text(MARGIN, 36, config.name, "title"), _text(MARGIN, 56, facts, "grey")]
@@ -169,10 +169,13 @@ def _axis(longest: float, scale: float, y: int) -> list[str]:
 
 def summary(one: Timeline) -> str:
     """What a step is worth, in a line."""
-    memory = "" if one.reserved_bytes is None else f", {size(one.reserved_bytes)} of activations reserved on each device"
+    if one.reserved_bytes is None:
+        memory = f"bytes of activations unknown with mesh.context={one.config.mesh.context}"
+    else:
+        memory = f"{size(one.reserved_bytes)} of activations reserved on each device"
     return (
         f"{one.num_ticks} ticks, makespan {one.makespan:,.1f}, ideal {one.ideal:,.1f} (the work of the busiest stage), "
-        f"bubble {one.bubble.mean():.1%} on average{memory}"
+        f"bubble {one.bubble.mean():.1%} on average, {memory}"
     )
 
 

@@ -121,6 +121,12 @@ def num_microbatches(config: schema.Config) -> int:
     return config.train.batch_size // config.microbatch_rows
 
 
+def counted(config: schema.Config) -> str:
+    """`8 microbatches`."""
+    number = num_microbatches(config)
+    return f"{number} microbatch{'es' * (number > 1)}"
+
+
 def require_stages(config: schema.Config) -> None:
     """Raises ConfigError for a config without a pipeline."""
     if config.mesh.pipe == 1:
