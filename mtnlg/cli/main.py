@@ -13,7 +13,7 @@ VERBS = {
     "train": "pretrain a model; started again with the same --workdir it goes on",
     "generate": "continue a prompt with a trained model",
     "config": "print, explain and compare configs",
-    "plan": "what lies where on a mesh, and every collective of a step",
+    "plan": "what lies where on a mesh, every collective of a step, and pipeline schedules as pictures",
     "launch": "start a training job in several processes",
     "demo": "train a small model on this Python's own library and show what it learnt",
 }

@@ -17,25 +17,31 @@ def problems(schedule: Schedule, num_microbatches: int, recompute: bool) -> list
     return wrong or [*_miscounted(schedule, num_microbatches, recompute), *_too_early(schedule, recompute)]
 
 
+def durations(schedule: Schedule, costs: np.ndarray) -> np.ndarray:
+    """float [T, P]: how long each op lasts; 0 where a stage is idle."""
+    lengths = costs[np.arange(len(schedule.placement)), schedule.chunks, schedule.ops]
+    return np.where(schedule.ops == Op.IDLE, 0.0, lengths)
+
+
 def makespan(schedule: Schedule, costs: np.ndarray) -> float:
     """How long a step lasts in lockstep: each tick as long as its longest op."""
-    return float(_durations(schedule, costs).max(axis=1).sum())
+    return float(durations(schedule, costs).max(axis=1).sum())
 
 
 def bubble(schedule: Schedule, costs: np.ndarray) -> np.ndarray:
     """float [P]: the part of the makespan in which a stage is idle."""
-    return 1 - _durations(schedule, costs).sum(axis=0) / makespan(schedule, costs)
+    return 1 - durations(schedule, costs).sum(axis=0) / makespan(schedule, costs)
 
 
 def asynchronous_makespan(schedule: Schedule, costs: np.ndarray) -> float:
     """How long a step would last if each stage, in its order, did every op as soon as its inputs are there; for comparison."""
-    last, recomputes, durations = schedule.placement.size - 1, schedule.recomputes, _durations(schedule, costs)
+    last, recomputes, lengths = schedule.placement.size - 1, schedule.recomputes, durations(schedule, costs)
     free = np.zeros(len(schedule.placement))
     finish = {}
     for tick, stage, (op, microbatch, virtual_stage) in schedule.tasks():
         inputs = needed(op, microbatch, virtual_stage, last, recomputes)
         start = max([free[stage], *(finish[task] for task in inputs)])
-        free[stage] = finish[op, microbatch, virtual_stage] = start + durations[tick, stage]
+        free[stage] = finish[op, microbatch, virtual_stage] = start + lengths[tick, stage]
     return float(free.max())
 
 
@@ -51,12 +57,6 @@ def idle_between(schedule: Schedule) -> np.ndarray:
     works = schedule.ops != Op.IDLE
     first, last = works.argmax(axis=0), len(works) - 1 - works[::-1].argmax(axis=0)
     return last - first + 1 - works.sum(axis=0)
-
-
-def _durations(schedule: Schedule, costs: np.ndarray) -> np.ndarray:
-    """float [T, P]."""
-    durations = costs[np.arange(len(schedule.placement)), schedule.chunks, schedule.ops]
-    return np.where(schedule.ops == Op.IDLE, 0.0, durations)
 
 
 def _misplaced(placement: np.ndarray):

@@ -6,9 +6,8 @@ from collections import Counter, defaultdict
 from mtnlg.core import schema
 from mtnlg.parallel import mesh as meshes
 from mtnlg.plan import collectives, lowered, optimised, sharding
+from mtnlg.plan.text import size, table
 from mtnlg.train import step as steps
-
-SHORT = 1_000_000  # bytes that are written out
 
 
 def describe(config: schema.Config) -> str:
@@ -26,7 +25,7 @@ def _sharding(config: schema.Config) -> list[str]:
         (row.path, str(list(row.shape)), sharding.show(row.storage), sharding.show(row.compute), *map(size, _bytes_of(row))) for row in rows
     ]
     sums = [sum(column) for column in zip(*map(_bytes_of, rows), strict=True)]
-    lines = _table([head, *cells, ("all", "", "", "", *map(size, sums))], "<<<<>>>")
+    lines = table([head, *cells, ("all", "", "", "", *map(size, sums))], "<<<<>>>")
     one_block = ", one block's at a time" if config.mesh.zero == 3 else ""
     whole = {
         **dict(zip(("parameters", "gradients while they accumulate", "Adam's moments"), sums, strict=True)),
@@ -34,7 +33,7 @@ def _sharding(config: schema.Config) -> list[str]:
         "gradients of a microbatch": sum(row.microbatch_bytes for row in rows),
     }
     whole["together, without activations"] = sum(whole.values())
-    lines += ["", *_table([(f"  {name}", size(n), f"({n:,} bytes)") for name, n in whole.items()], "<>>")]
+    lines += ["", *table([(f"  {name}", size(n), f"({n:,} bytes)") for name, n in whole.items()], "<>>")]
     if config.mesh.pipe > 1:
         layers = config.model.num_layers
         lines.append(
@@ -74,7 +73,7 @@ def _collectives(config: schema.Config) -> list[str]:
         f"Collectives of {a_step}, {tokens} on a device. Sent: by ring algorithms, which send",
         "(n-1)/n of the whole for all_gather and reduce_scatter, twice that for all_reduce.",
         "",
-        *_table(cells, "<<<<>>><"),
+        *table(cells, "<<<<>>><"),
         "",
         *_summary(config, rows),
     ]
@@ -116,17 +115,3 @@ def check(config: schema.Config) -> tuple[str, bool]:
     strangers = optimised.strangers(made)
     lines += ["Outside shard_map more than scalars travels:", *(f"  {line}" for line in strangers)] if strangers else []
     return "\n".join(lines), not wrong and not strangers
-
-
-def size(num_bytes: int) -> str:
-    """Written out if short, else in a unit that leaves at most four digits."""
-    if num_bytes < SHORT:
-        return f"{num_bytes:,} B"
-    power = min(int(math.log(num_bytes, 1024)), 5)
-    return f"{num_bytes / 1024**power:,.1f} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[power]}"
-
-
-def _table(rows: list[tuple[str, ...]], aligned: str) -> list[str]:
-    """Rows as lines with aligned columns, two spaces apart; `aligned`: < or > for each column."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, aligned, widths, strict=True)).rstrip() for row in rows]

@@ -6,15 +6,17 @@ import re
 import shlex
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 
 from mtnlg.cli.main import main
-from mtnlg.parallel import specs
+from mtnlg.parallel import schedule_file, specs
 from mtnlg.plan import collectives
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 LARGEST = ("--config=configs/mtnlg_530b.py", "--explain-sharding")
+PIPELINED = ("--config=configs/sc21.py:76b", "--config.train.batch_size=512")
 SMALL = (
     "--config=configs/demo.py", "--explain-sharding", "--check", "--config.train.unroll_layers=false", "--config.mesh.tensor=2",
     "--config.model.num_layers=2", "--config.mesh.data=2", "--config.train.microbatch_size=2", "--config.model.seq_len=128",
@@ -76,11 +78,16 @@ def test_a_prediction_that_is_wrong_is_told(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (LARGEST[:1], "mtnlg plan can explain the sharding so far, and nothing else (command line). Try: --explain-sharding"),
+        (LARGEST[:1], "mtnlg plan is not told what to show (command line). Try: --explain-sharding, --draw=FILE.svg, --compare"),
         ((*LARGEST, "--check"), "a mesh of 2240 devices is too large for the virtual ones, of which there are 16 at most (--check)"),
         ((*LARGEST, "--config.mesh.context=2"), "mesh.context=2: this version has no context parallelism yet (--config.mesh.context)"),
         ((*LARGEST, "--config.mesh.pipe=36"), "  - model.num_layers=105 does not divide by mesh.pipe=36\n"),
         (("--explain-sharding",), "no config is named"),
+        ((*LARGEST[:1], "--draw=a.svg", "--check"), "--check compares with what --explain-sharding predicts (command line)"),
+        ((*LARGEST[:1], "--draw=a.png"), "--draw=a.png does not end in .svg, and nothing else is written (command line). Try: --draw="),
+        ((*LARGEST[:1], "--table=a.svg"), "--table=a.svg does not end in .csv"),
+        (("--config=configs/demo.py", "--compare"), "mesh.pipe=1 has no stages, so there is no schedule to show (--config.mesh.pipe)"),
+        (("--config=configs/demo.py", "--draw=a.svg"), "Try: --config.mesh.pipe=4\n"),
         ((*LARGEST, "--chek"), "unknown argument '--chek'"),
     ],
 )  # fmt: skip
@@ -96,9 +103,65 @@ def test_a_wrong_table_ends_with_its_list(capsys, monkeypatch):
     assert err.splitlines()[-1].startswith("  (mtnlg/parallel/specs.py). Try: ")
 
 
+def test_a_schedule_is_drawn(capsys, tmp_path):
+    path = tmp_path / "a.svg"
+    code, lines, err = plan(capsys, *LARGEST[:1], f"--draw={path}")
+    assert (code, err) == (0, "") and lines[-1] == f"written: {path}"
+    assert lines[0].startswith("mtnlg_530b, 1f1b: 1028 ticks, makespan 3,231.5, ideal 3,027.5 (the work of the busiest stage), ")
+    assert sum(line.startswith("stage ") for line in lines) == 2 * 35
+    ElementTree.parse(path)
+
+
+def test_all_schedules_are_compared_and_drawn(capsys, tmp_path):
+    path = tmp_path / "a.svg"
+    code, lines, err = plan(capsys, *PIPELINED, "--compare", f"--draw={path}")
+    assert (code, err) == (0, "") and lines[-1] == f"written: {path}"
+    assert "   schedule     chunks  ticks  makespan" in lines[2]
+    panels = [node for node in ElementTree.parse(path).iter() if node.get("class") == "panel"]
+    assert len(panels) == 5
+
+
+def test_a_table_given_back_is_the_same_table(capsys, tmp_path):
+    paths = [tmp_path / name for name in ("a.csv", "b.csv")]
+    for name, path in zip(("zb_v", paths[0]), paths, strict=True):
+        code, lines, err = plan(capsys, *PIPELINED, f"--config.pipeline.schedule={name}", f"--table={path}")
+        assert (code, lines, err) == (0, [f"written: {path}"], "")
+    assert paths[0].read_text() == paths[1].read_text() and len(paths[0].read_text().splitlines()) == 1 + 4 * 8 * 2 * 4
+
+
+@pytest.mark.parametrize("option", ["--draw={}/a.svg", "--table={}/a.csv"])
+def test_what_cannot_be_written(capsys, tmp_path, option):
+    file = tmp_path / "file"
+    file.touch()
+    code, lines, err = plan(capsys, *PIPELINED, option.format(file))
+    assert (code, lines) == (73, []) and err.startswith("mtnlg: error: cannot write: Not a directory") and err.count("\n") == 1
+
+
+def test_a_bad_table_is_told(capsys, tmp_path):
+    code, lines, err = plan(capsys, *PIPELINED, "--config.pipeline.schedule=none.csv", "--compare")
+    assert (code, lines) == (66, []) and "cannot read the schedule" in err
+
+
+def test_the_help_names_the_columns(capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "--help"])
+    assert ",".join(schedule_file.COLUMNS) in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
 def test_the_readmes_show_what_is_printed(capsys, page):
     section = re.search(r"```bash\n(python -m mtnlg plan .*?)\n```.*?```text\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     command = section[1].replace("\\\n", " ").splitlines()[0]
     _, lines, _ = plan(capsys, *shlex.split(command)[4:])
     assert [line for line in section[2].splitlines() if line not in lines] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+def test_the_readmes_show_the_schedules_that_are_drawn(capsys, tmp_path, page):
+    section = re.search(
+        r"```bash\n(python -m mtnlg plan [^\n]* --compare [^\n]*)\n.*?```text\n(.*?)```", (ROOT / page).read_text(), re.DOTALL
+    )
+    *words, draw = shlex.split(section[1])[4:]
+    _, lines, _ = plan(capsys, *words, f"--draw={tmp_path}/a.svg")
+    assert section[2] and [line for line in section[2].splitlines() if line not in lines] == []
+    assert (tmp_path / "a.svg").read_text() == (ROOT / draw.removeprefix("--draw=")).read_text()
