@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError
-from mtnlg.parallel import schedule
 from mtnlg.plan import text, timeline
 from mtnlg.plan.timeline import Timeline
 
@@ -29,8 +28,8 @@ def rows(config: schema.Config) -> list[Row]:
     """One for each schedule that has a name, and one for the config's own table. Raises as `timeline.of` when the config is at fault."""
     timeline.require_stages(config)
     own = config.pipeline.schedule
-    found = [Row(name, name == own, _step(config, name)) for name in schedule.NAMES]
-    return found if own in schedule.NAMES else [*found, Row(own, True, timeline.of(config))]
+    found = [Row(name, name == own, _step(config, name)) for name in schema.SCHEDULES]
+    return found if own in schema.SCHEDULES else [*found, Row(own, True, timeline.of(config))]
 
 
 def _step(config: schema.Config, name: str) -> Timeline | str:

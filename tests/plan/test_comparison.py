@@ -29,7 +29,7 @@ def lines_of(config: schema.Config) -> dict[str, list[str]]:
 def test_the_numbers_are_those_of_each_alone():
     config = config_of(schedule="zero_bubble", in_flight=3)
     found = lines_of(config)
-    assert list(found) == list(schedule.NAMES)
+    assert list(found) == list(schema.SCHEDULES)
     assert [name for name, words in found.items() if words[0] == "*"] == ["zero_bubble"]
     for name, words in found.items():
         one = dataclasses.replace(config, pipeline=dataclasses.replace(config.pipeline, schedule=name))
@@ -63,7 +63,7 @@ def test_a_table_of_ones_own_comes_last(tmp_path):
     path = str(tmp_path / "own.csv")
     schedule_file.write_csv(schedule.gpipe(4, 8, True), path)
     found = lines_of(config_of(schedule=path))
-    assert list(found) == [*schedule.NAMES, path] and found[path][0] == "*"
+    assert list(found) == [*schema.SCHEDULES, path] and found[path][0] == "*"
     assert found[path][2:] == found["gpipe"][1:]
 
 

@@ -12,7 +12,7 @@ import pytest
 from mtnlg.core import config as configs
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError
-from mtnlg.parallel import lockstep, schedule, stages
+from mtnlg.parallel import lockstep, stages
 from mtnlg.parallel.table import Op
 from mtnlg.plan import gantt, gantt_text, timeline
 
@@ -72,7 +72,7 @@ def problems(rows: list, one: timeline.Timeline) -> list[str]:
 
 
 @pytest.mark.parametrize("recompute", ["none", "full"])
-@pytest.mark.parametrize("name", schedule.NAMES)
+@pytest.mark.parametrize("name", schema.SCHEDULES)
 def test_the_bars_are_the_schedule(name, recompute):
     one = of(name, recompute)
     ((*rows,),) = read_back(draw(one))
@@ -131,7 +131,7 @@ def test_tooltips_and_what_stands_beside():
 
 
 def test_several_schedules_on_one_scale_of_time():
-    steps = [of(name) for name in schedule.NAMES]
+    steps = [of(name) for name in schema.SCHEDULES]
     svg = gantt.svg(CONFIG, [*((step.config.pipeline.schedule, step) for step in steps), ("own.csv", "a < b & c")])
     *panels, refused = read_back(svg)
     assert [problems(rows, step) for rows, step in zip(panels, steps, strict=True)] == [[]] * 5 and refused == []
@@ -192,7 +192,7 @@ def test_red_and_green_would_not_do():
     assert nearest(["#d62728", "#2ca02c"], "deutan") < 15 < nearest(["#d62728", "#2ca02c"], "normal")
 
 
-@pytest.mark.parametrize("name", schedule.NAMES)
+@pytest.mark.parametrize("name", schema.SCHEDULES)
 def test_slots_of_the_stages(name):
     """The most that a stage uses is what all reserve; no stage keeps more inputs than are in flight."""
     one = of(name, "none")
