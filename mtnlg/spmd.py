@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from mtnlg.core import collectives, prng, schema
-from mtnlg.core.collectives import TensorShard
+from mtnlg.core.collectives import ContextShard, TensorShard
 from mtnlg.core.tree import cast
 from mtnlg.model import count, loss, transformer
 from mtnlg.model.cache import Cache
@@ -23,6 +23,8 @@ from mtnlg.parallel import specs, zero
 from mtnlg.parallel.mesh import BATCH
 
 SAMPLE_AXES = ("replica", "data")  # axes whose devices hold different samples
+TOKEN_AXES = (*SAMPLE_AXES, "context")  # axes whose devices hold different tokens
+ROWS = P(SAMPLE_AXES)
 BATCH_FIELDS = ("tokens", "targets", "positions", "segment_ids", "weights")
 
 
@@ -39,6 +41,11 @@ def _over(mesh: Mesh, in_specs, out_specs):
         return over(run)
 
     return exact
+
+
+def _context(config: schema.Config) -> ContextShard:
+    """A permute within a branch that only one stage takes would wait for the others for ever: with stages, keys are gathered."""
+    return ContextShard(config.mesh.context, ring=config.mesh.pipe == 1)
 
 
 class Weights:
@@ -93,7 +100,7 @@ def loss_and_grad(config: schema.Config, mesh: Mesh):
     activations, summed over microbatches.
     """
     model, train = config.model, config.train
-    weights, shard = Weights(config), TensorShard(config.mesh.tensor, config.mesh.sequence_parallel)
+    weights, shard, context = Weights(config), TensorShard(config.mesh.tensor, config.mesh.sequence_parallel), _context(config)
     drops = model.dropout_hidden > 0 or model.dropout_attention > 0
 
     def microbatch_loss(params, batch, first_sample, step):
@@ -101,10 +108,18 @@ def loss_and_grad(config: schema.Config, mesh: Mesh):
         dropout = None
         if drops:
             samples_B = first_sample + jax.lax.axis_index(SAMPLE_AXES) * rows + jnp.arange(rows)
-            places_L = jnp.arange(length)
-            dropout = prng.Dropout(prng.key(config.seed, prng.DROPOUT, step), samples_B, shard.own_places(places_L, 0), places_L)
+            places_L, keys_S = context.own_places(length * context.size), context.key_places(length * context.size)
+            key = prng.key(config.seed, prng.DROPOUT, step)
+            dropout = prng.Dropout(key, samples_B, shard.own_places(places_L, 0), places_L, keys_S)
         params, gathering = weights.for_forward(params, shard)
-        settings = {"recompute": train.recompute, "unroll": train.unroll_layers, "dropout": dropout, "shard": shard, **gathering}
+        settings = {
+            "recompute": train.recompute,
+            "unroll": train.unroll_layers,
+            "dropout": dropout,
+            "shard": shard,
+            "context": context,
+            **gathering,
+        }
         x_BLD, squares_N = transformer.hidden(model, params, batch, **settings)
         x_BLD = shard.enter(x_BLD, "head, into the rows of the vocabulary")
         total = loss.loss_sum(
@@ -137,10 +152,10 @@ def loss_and_grad(config: schema.Config, mesh: Mesh):
             sums = jax.lax.fori_loop(0, num_microbatches, lambda m, sums: jax.tree.map(jnp.add, sums, one(m)), nothing)
         # Every device has read its own samples; the step's sums are those of all of them. Once a step, after accumulation.
         for name in ("loss", "weight"):
-            sums[name] = collectives.all_reduce(sums[name], SAMPLE_AXES, f"{name}, over samples")
+            sums[name] = collectives.all_reduce(sums[name], TOKEN_AXES, f"{name}, over samples")
         places = ("tensor",) if shard.shards_sequence else ()
-        squares_N = collectives.all_reduce(sums["squares_N"], (*SAMPLE_AXES, *places), "mean squares, over samples and places")
-        num_parts = num_shards * (shard.size if places else 1)
+        squares_N = collectives.all_reduce(sums["squares_N"], (*TOKEN_AXES, *places), "mean squares, over samples and places")
+        num_parts = num_shards * context.size * (shard.size if places else 1)
         return {**sums, "squares_N": squares_N / num_parts, "grads": weights.after_step(sums["grads"])}
 
     microbatches = P(None, *BATCH)
@@ -149,13 +164,16 @@ def loss_and_grad(config: schema.Config, mesh: Mesh):
 
 
 def score(config: schema.Config, mesh: Mesh):
-    """(params, batch) -> (negative log-likelihood [B, L] in nats, whether the target was the likeliest token [B, L])."""
+    """(params, batch) -> (negative log-likelihood [B, L] in nats, whether the target was the likeliest token [B, L]).
+
+    Both in the sequences' own order, on all devices along `context`.
+    """
     model, train = config.model, config.train
-    weights, shard = Weights(config), TensorShard(config.mesh.tensor, config.mesh.sequence_parallel)
+    weights, shard, context = Weights(config), TensorShard(config.mesh.tensor, config.mesh.sequence_parallel), _context(config)
 
     def local(shards, batch):
         params, gathering = weights.for_forward(weights.for_step(shards), shard)
-        x_BLD, _ = transformer.hidden(model, params, batch, shard=shard, **gathering)
+        x_BLD, _ = transformer.hidden(model, params, batch, shard=shard, context=context, **gathering)
         x_BLD = shard.enter(x_BLD, "head, into the rows of the vocabulary")
         nll_T, greedy_T = loss.token_losses(
             x_BLD.reshape(-1, model.d_model),
@@ -165,9 +183,10 @@ def score(config: schema.Config, mesh: Mesh):
             chunk_tokens=train.loss_chunk_tokens,
             shard=shard,
         )
-        return nll_T.reshape(batch["tokens"].shape), greedy_T.reshape(batch["tokens"].shape)
+        shape = batch["tokens"].shape
+        return tuple(context.in_order(context.all_places(x.reshape(shape), 1, "scores, of all places"), 1) for x in (nll_T, greedy_T))
 
-    return _over(mesh, (weights.storage, {name: BATCH for name in BATCH_FIELDS}), (BATCH, BATCH))(local)
+    return _over(mesh, (weights.storage, {name: BATCH for name in BATCH_FIELDS}), (ROWS, ROWS))(local)
 
 
 def compute_params(config: schema.Config, mesh: Mesh):
@@ -180,7 +199,6 @@ def compute_params(config: schema.Config, mesh: Mesh):
     return _over(mesh, (weights.storage,), weights.compute)(local)
 
 
-ROWS = P(SAMPLE_AXES)
 CACHE = Cache(P(None, SAMPLE_AXES, None, "tensor"), P(None, SAMPLE_AXES, None, "tensor"), ROWS, ROWS)
 
 

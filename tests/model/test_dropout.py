@@ -15,7 +15,7 @@ RATE = 0.3
 
 def dropout(samples=range(4), places=range(8), step=0):
     places_L = jnp.asarray(list(places))
-    return prng.Dropout(prng.key(7, prng.DROPOUT, step), jnp.asarray(list(samples)), places_L, places_L)
+    return prng.Dropout(prng.key(7, prng.DROPOUT, step), jnp.asarray(list(samples)), places_L, places_L, jnp.arange(8))
 
 
 def test_hidden_mask_of_a_sample_and_place_is_the_same_wherever_it_is_computed():

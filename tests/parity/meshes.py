@@ -12,7 +12,7 @@ from mtnlg.parallel import mesh as meshes
 from mtnlg.train import state as states
 from mtnlg.train import step as steps
 
-ROWS, LENGTH, LEARNING_RATES = 16, 8, (3e-3, 2e-3, 1e-3)
+ROWS, LENGTH, LEARNING_RATES = 16, 16, (3e-3, 2e-3, 1e-3)
 SMALL = {"num_layers": 2, "d_model": 16, "num_heads": 8, "head_dim": 4, "d_ff": 32, "vocab_size": 27, "vocab_multiple": 32}
 MODELS = {
     "mtnlg": schema.Model(**SMALL, seq_len=LENGTH, init_std=0.3, dropout_hidden=0.1, dropout_attention=0.1),
@@ -52,7 +52,7 @@ def batch(seed: int, num_microbatches: int = 1) -> dict:
     fields = {
         "tokens": random.integers(SMALL["vocab_size"], size=begins.shape),
         "targets": random.integers(SMALL["vocab_size"], size=begins.shape),
-        "positions": np.where(padding, 0, positions),
+        "positions": np.where(padding, places, positions),
         "segment_ids": np.where(padding, 0, segment_ids),
         "weights": weights,
     }
