@@ -21,6 +21,8 @@ from mtnlg.model.block import Block
 from mtnlg.model.cache import Cache, LayerCache, occupy
 from mtnlg.model.layers import Norm
 
+PLACES = "positions and segments, of all places"
+
 
 def init(model: schema.Model, key, dtype=jnp.float32) -> dict:
     """Fresh parameters, the tree of docs/design.md, blocks stacked on the first axis. A pure function of `key`.
@@ -70,7 +72,7 @@ def places_of(model: schema.Model, positions_BL, segment_ids_BL, dtype, context:
     rotary = None
     if model.position == "rope":
         rotary = positions.rotary_tables(model, positions_BL, jnp.promote_types(dtype, jnp.float32))
-    keys = context.all_places(jnp.stack([positions_BL, segment_ids_BL]), 2, "positions and segments, of all places")
+    keys = context.all_places(jnp.stack([positions_BL, segment_ids_BL]), 2, PLACES)
     return Places(positions_BL, segment_ids_BL, rotary, *keys)
 
 

@@ -22,13 +22,13 @@ def test_a_smaller_mesh_takes_the_first_devices():
 
 
 def test_too_few_devices():
-    with pytest.raises(ConfigError, match="mesh.replica=4 x mesh.tensor=4 needs 16 devices, and there are 8"):
-        meshes.make(schema.Mesh(replica=4, tensor=4))
+    with pytest.raises(ConfigError, match="mesh.replica=8 x mesh.tensor=4 needs 32 devices, and there are 16"):
+        meshes.make(schema.Mesh(replica=8, tensor=4))
 
 
 def test_a_job_of_several_processes_leaves_no_device_idle(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ConfigError, match="mesh.data=4 needs 4 devices, and there are 8"):
+    with pytest.raises(ConfigError, match="mesh.data=4 needs 4 devices, and there are 16"):
         meshes.make(schema.Mesh(data=4))
 
 
