@@ -43,7 +43,7 @@ def _over(mesh: Mesh, in_specs, out_specs):
     return exact
 
 
-def _context(config: schema.Config) -> ContextShard:
+def context_shard(config: schema.Config) -> ContextShard:
     """A permute within a branch that only one stage takes would wait for the others for ever: with stages, keys are gathered."""
     return ContextShard(config.mesh.context, ring=config.mesh.pipe == 1)
 
@@ -100,7 +100,7 @@ def loss_and_grad(config: schema.Config, mesh: Mesh):
     activations, summed over microbatches.
     """
     model, train = config.model, config.train
-    weights, shard, context = Weights(config), TensorShard(config.mesh.tensor, config.mesh.sequence_parallel), _context(config)
+    weights, shard, context = Weights(config), TensorShard(config.mesh.tensor, config.mesh.sequence_parallel), context_shard(config)
     drops = model.dropout_hidden > 0 or model.dropout_attention > 0
 
     def microbatch_loss(params, batch, first_sample, step):
@@ -169,7 +169,7 @@ def score(config: schema.Config, mesh: Mesh):
     Both in the sequences' own order, on all devices along `context`.
     """
     model, train = config.model, config.train
-    weights, shard, context = Weights(config), TensorShard(config.mesh.tensor, config.mesh.sequence_parallel), _context(config)
+    weights, shard, context = Weights(config), TensorShard(config.mesh.tensor, config.mesh.sequence_parallel), context_shard(config)
 
     def local(shards, batch):
         params, gathering = weights.for_forward(weights.for_step(shards), shard)

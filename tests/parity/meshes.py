@@ -8,6 +8,7 @@ import numpy as np
 from harness import worst
 
 from mtnlg.core import schema
+from mtnlg.core.collectives import ContextShard
 from mtnlg.parallel import mesh as meshes
 from mtnlg.train import state as states
 from mtnlg.train import step as steps
@@ -39,7 +40,10 @@ def config_of(model: str, mesh: dict | None = None, **train) -> schema.Config:
 
 
 def batch(seed: int, num_microbatches: int = 1) -> dict:
-    """Packed documents, padding, fractional weights; some rows count for nothing, so that devices have uneven shares of the loss."""
+    """Packed documents, padding (one more segment), fractional weights.
+
+    Some rows count for nothing, so that devices have uneven shares of the loss.
+    """
     random = np.random.default_rng(seed)
     begins = random.random((ROWS, LENGTH)) < 0.2
     begins[:, 0] = True
@@ -88,6 +92,11 @@ def worst_difference(seen: dict, expected: dict) -> tuple[float, str]:
             got = functools.reduce(lambda tree, key: tree[key.key], path, ours)
             found.append((float(np.max(np.abs(got - leaf)) / np.max(np.abs(leaf))), f"step {number} {jax.tree_util.keystr(path)}"))
     return max(found)
+
+
+def without_ring(config: schema.Config) -> ContextShard:
+    """In place of `spmd.context_shard`: as with stages."""
+    return ContextShard(config.mesh.context, ring=False)
 
 
 def without(config: schema.Config, **mesh) -> schema.Config:
