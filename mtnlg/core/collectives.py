@@ -240,8 +240,8 @@ class ContextShard:
         return gather_summed(kv, self.axis, dim, why)
 
     def next_part(self, x, why: str):
-        """A step of the ring: x of the device before this one."""
-        return permute(x, self.axis, why)
+        """A step of the ring: x, or None, of the device before this one."""
+        return None if x is None else permute(x, self.axis, why)
 
 
 WHOLE = TensorShard()

@@ -56,13 +56,28 @@ def pairs_with(block, rank):
     return (1, 0), (half, half)
 
 
-def _blocks(context: ContextShard):
-    """Of each step, whose block is at hand and the pairs to compute with it. First one's own, in which every query sees itself."""
-    rank = context.rank()
-    yield rank, pairs_with_own()
-    for step in range(1, context.size):
+def _go_round(context: ContextShard, kv, carry, travelling, one):
+    """The steps of a device: `one(carry, travelling, kv, block, pairs)` -> (carry, travelling), the own block first, where every query
+    sees itself. What travels arrives with each block and comes home in the end.
+
+    A loop, so that only one step's scores exist; its last step stands behind it, since after that no keys are needed.
+    """
+    rank, move = context.rank(), (context.next_part if context.ring else lambda x, why: x)
+
+    def with_block(carry, travelling, kv, step):
         block = (rank - step) % context.size
-        yield block, pairs_with(block, rank)
+        return one(carry, move(travelling, GRADIENTS), kv, block, pairs_with(block, rank))
+
+    def step(state, number):
+        kv, carry, travelling = state
+        return (move(kv, KEYS), *with_block(carry, travelling, kv, number)), None
+
+    state = (move(kv, KEYS), *one(carry, travelling, kv, rank, pairs_with_own()))
+    if context.size > 2:
+        state, _ = jax.lax.scan(step, state, jnp.arange(1, context.size - 1))
+    kv, carry, travelling = state
+    carry, travelling = with_block(carry, travelling, kv, context.size - 1)
+    return carry, move(travelling, GRADIENTS)
 
 
 def _chunk(x, number, length: int, dim: int):
@@ -102,19 +117,21 @@ def _attend_forward(model, context, q_BLHK, kv, known):
     """kv [2, B, S, G, K]: this device's, in a ring, or all. Kept: the arguments, what comes out, and the logarithm of the sums."""
     num_rows, length, num_heads, head_dim = q_BLHK.shape
     half, dtype = length // 2, jnp.promote_types(q_BLHK.dtype, jnp.float32)
-    own_kv, shape = kv, (num_rows, num_heads, length)
-    sums = jnp.zeros((*shape, head_dim), dtype), jnp.zeros(shape, dtype), jnp.full(shape, jnp.finfo(dtype).min)
-    for step, (block, pairs) in enumerate(_blocks(context)):
-        if context.ring and step > 0:
-            kv = context.next_part(kv, KEYS)
+
+    def one(sums, travelling, kv, block, pairs):
         for queries, keys in pairs:
-            q, kv_chunk = _chunk(q_BLHK, queries, half, 1), _chunk(kv, keys if context.ring else 2 * block + keys, half, PLACES_DIM)
-            new = _weigh(model, known, queries, block, keys, None)(q, kv_chunk)
+            place = keys if context.ring else 2 * block + keys
+            of = _weigh(model, known, queries, block, keys, None)
+            new = of(_chunk(q_BLHK, queries, half, 1), _chunk(kv, place, half, PLACES_DIM))
             merged = _merge([_chunk(x, queries, half, 2) for x in sums], new)
-            sums = [_with_chunk(x, chunk, queries, 2) for x, chunk in zip(sums, merged, strict=True)]
-    out_BHLK, sum_BHL, shift_BHL = sums
+            sums = tuple(_with_chunk(x, chunk, queries, 2) for x, chunk in zip(sums, merged, strict=True))
+        return sums, travelling
+
+    shape = (num_rows, num_heads, length)
+    nothing = jnp.zeros((*shape, head_dim), dtype), jnp.zeros(shape, dtype), jnp.full(shape, jnp.finfo(dtype).min, dtype)
+    (out_BHLK, sum_BHL, shift_BHL), _ = _go_round(context, kv, nothing, None, one)
     out_BLHK = (out_BHLK / sum_BHL[..., None]).transpose(0, 2, 1, 3).astype(q_BLHK.dtype)
-    return out_BLHK, (q_BLHK, own_kv, known, out_BLHK, shift_BHL + jnp.log(sum_BHL))
+    return out_BLHK, (q_BLHK, kv, known, out_BLHK, shift_BHL + jnp.log(sum_BHL))
 
 
 def _merge(ours, theirs):
@@ -130,22 +147,21 @@ def _attend_backward(model, context, kept, g_BLHK):
     q_BLHK, kv, known, out_BLHK, log_sum_BHL = kept
     half, dtype = q_BLHK.shape[1] // 2, log_sum_BHL.dtype
     g_BHLK = g_BLHK.transpose(0, 2, 1, 3).astype(dtype)
-    g_out_BHL = -jnp.sum(g_BHLK * out_BLHK.transpose(0, 2, 1, 3).astype(dtype), axis=-1)
-    dq_BLHK, dkv = jnp.zeros(q_BLHK.shape, dtype), jnp.zeros(kv.shape, dtype)
-    for step, (block, pairs) in enumerate(_blocks(context)):
-        if context.ring and step > 0:
-            kv, dkv = context.next_part(kv, KEYS), context.next_part(dkv, GRADIENTS)
+    g_sum_BHL = -jnp.sum(g_BHLK * out_BLHK.transpose(0, 2, 1, 3).astype(dtype), axis=-1)
+
+    def one(dq_BLHK, dkv, kv, block, pairs):
         for queries, keys in pairs:
             place = keys if context.ring else 2 * block + keys
-            q, kv_chunk = _chunk(q_BLHK, queries, half, 1), _chunk(kv, place, half, PLACES_DIM)
-            shift_BHL, *g = (_chunk(x, queries, half, 2) for x in (log_sum_BHL, g_BHLK, g_out_BHL))
+            shift_BHL, *g = (_chunk(x, queries, half, 2) for x in (log_sum_BHL, g_BHLK, g_sum_BHL))
             of = _weigh(model, known, queries, block, keys, shift_BHL)
-            _, pull_back = jax.vjp(lambda q, kv, of=of: of(q, kv)[:2], q, kv_chunk)
+            sums = lambda q, kv, of=of: of(q, kv)[:2]  # noqa: E731
+            _, pull_back = jax.vjp(sums, _chunk(q_BLHK, queries, half, 1), _chunk(kv, place, half, PLACES_DIM))
             dq, dkv_chunk = pull_back(tuple(g))
             dq_BLHK = _with_chunk(dq_BLHK, _chunk(dq_BLHK, queries, half, 1) + dq, queries, 1)
             dkv = _with_chunk(dkv, _chunk(dkv, place, half, PLACES_DIM) + dkv_chunk, place, PLACES_DIM)
-    if context.ring:
-        dkv = context.next_part(dkv, GRADIENTS)
+        return dq_BLHK, dkv
+
+    dq_BLHK, dkv = _go_round(context, kv, jnp.zeros(q_BLHK.shape, dtype), jnp.zeros(kv.shape, dtype), one)
     return dq_BLHK.astype(q_BLHK.dtype), dkv.astype(kv.dtype), None
 
 

@@ -99,7 +99,6 @@ class _Step:
         self.compute, self.param = train.compute_dtype, train.param_dtype
         self.wide = str(jnp.promote_types(self.compute, jnp.float32))
         self.sums = self.param if train.reduce_dtype == "float32" else train.reduce_dtype
-        self.rings = mesh.pipe == 1  # else keys and values are gathered
         self.shards_places = mesh.sequence_parallel and mesh.tensor > 1
         dims = specs.data_dims(config, count.abstract_params(model))
         self.weights = [self._weight(row, dims[row.path] is not None) for row in sharding.rows(config)]
@@ -143,6 +142,11 @@ class _Step:
         return self.num_tokens * self.config.model.d_model
 
     # Keys and values.
+
+    @property
+    def rings(self) -> bool:
+        """Whether keys and values go round a ring; with stages they are gathered."""
+        return self.config.mesh.pipe == 1
 
     @property
     def _keys(self) -> int:
