@@ -57,22 +57,25 @@ def pairs_with(block, rank):
 
 
 def _go_round(context: ContextShard, kv, carry, travelling, one):
-    """The steps of a device: `one(carry, travelling, kv, block, pairs)` -> (carry, travelling), the own block first, where every query
-    sees itself. What travels arrives with each block and comes home in the end.
+    """The steps of a device: `one(carry, travelling, kv, block, half of the queries, half of the keys)` -> (carry, travelling), the own
+    block first, where every query sees itself. What travels arrives with each block and comes home in the end.
 
-    A loop, so that only one step's scores exist; its last step stands behind it, since after that no keys are needed.
+    Loops, so that only one pair's scores exist. The last step stands behind its loop, since after that no keys are needed.
     """
     rank, move = context.rank(), (context.next_part if context.ring else lambda x, why: x)
 
+    def with_pairs(carry, travelling, kv, block, pairs):
+        return jax.lax.scan(lambda state, pair: (one(*state, kv, block, *pair), None), (carry, travelling), jnp.asarray(pairs))[0]
+
     def with_block(carry, travelling, kv, step):
         block = (rank - step) % context.size
-        return one(carry, move(travelling, GRADIENTS), kv, block, pairs_with(block, rank))
+        return with_pairs(carry, move(travelling, GRADIENTS), kv, block, pairs_with(block, rank))
 
     def step(state, number):
         kv, carry, travelling = state
         return (move(kv, KEYS), *with_block(carry, travelling, kv, number)), None
 
-    state = (move(kv, KEYS), *one(carry, travelling, kv, rank, pairs_with_own()))
+    state = (move(kv, KEYS), *with_pairs(carry, travelling, kv, rank, pairs_with_own()))
     if context.size > 2:
         state, _ = jax.lax.scan(step, state, jnp.arange(1, context.size - 1))
     kv, carry, travelling = state
@@ -87,6 +90,12 @@ def _chunk(x, number, length: int, dim: int):
 
 def _with_chunk(x, chunk, number, dim: int):
     return jax.lax.dynamic_update_slice_in_dim(x, chunk, number * chunk.shape[dim], dim)
+
+
+def _known_in_layer(known: Known, x) -> Known:
+    """`known`, tied to x of this layer: else the masks of all steps, together L places wide, would be made before the loop over layers."""
+    _, places = jax.lax.optimization_barrier((x, known.places._replace(rotary=None)))
+    return known._replace(places=places)
 
 
 def _weigh(model: schema.Model, known: Known, query_half, block, key_half, shift_BHL):
@@ -116,16 +125,14 @@ def _attend(model, context, q_BLHK, kv, known):
 def _attend_forward(model, context, q_BLHK, kv, known):
     """kv [2, B, S, G, K]: this device's, in a ring, or all. Kept: the arguments, what comes out, and the logarithm of the sums."""
     num_rows, length, num_heads, head_dim = q_BLHK.shape
-    half, dtype = length // 2, jnp.promote_types(q_BLHK.dtype, jnp.float32)
+    half, dtype, in_layer = length // 2, jnp.promote_types(q_BLHK.dtype, jnp.float32), _known_in_layer(known, q_BLHK)
 
-    def one(sums, travelling, kv, block, pairs):
-        for queries, keys in pairs:
-            place = keys if context.ring else 2 * block + keys
-            of = _weigh(model, known, queries, block, keys, None)
-            new = of(_chunk(q_BLHK, queries, half, 1), _chunk(kv, place, half, PLACES_DIM))
-            merged = _merge([_chunk(x, queries, half, 2) for x in sums], new)
-            sums = tuple(_with_chunk(x, chunk, queries, 2) for x, chunk in zip(sums, merged, strict=True))
-        return sums, travelling
+    def one(sums, travelling, kv, block, queries, keys):
+        place = keys if context.ring else 2 * block + keys
+        of = _weigh(model, in_layer, queries, block, keys, None)
+        new = of(_chunk(q_BLHK, queries, half, 1), _chunk(kv, place, half, PLACES_DIM))
+        merged = _merge([_chunk(x, queries, half, 2) for x in sums], new)
+        return tuple(_with_chunk(x, chunk, queries, 2) for x, chunk in zip(sums, merged, strict=True)), travelling
 
     shape = (num_rows, num_heads, length)
     nothing = jnp.zeros((*shape, head_dim), dtype), jnp.zeros(shape, dtype), jnp.full(shape, jnp.finfo(dtype).min, dtype)
@@ -145,21 +152,19 @@ def _attend_backward(model, context, kept, g_BLHK):
     """With w the weights divided by their sum, their gradient is w (g v - g out): `weigh` pulls back g for its first sum, -g out for
     the second. Gradients of keys and values are added up in at least float32, on their way round the ring with them."""
     q_BLHK, kv, known, out_BLHK, log_sum_BHL = kept
-    half, dtype = q_BLHK.shape[1] // 2, log_sum_BHL.dtype
+    half, dtype, in_layer = q_BLHK.shape[1] // 2, log_sum_BHL.dtype, _known_in_layer(known, g_BLHK)
     g_BHLK = g_BLHK.transpose(0, 2, 1, 3).astype(dtype)
     g_sum_BHL = -jnp.sum(g_BHLK * out_BLHK.transpose(0, 2, 1, 3).astype(dtype), axis=-1)
 
-    def one(dq_BLHK, dkv, kv, block, pairs):
-        for queries, keys in pairs:
-            place = keys if context.ring else 2 * block + keys
-            shift_BHL, *g = (_chunk(x, queries, half, 2) for x in (log_sum_BHL, g_BHLK, g_sum_BHL))
-            of = _weigh(model, known, queries, block, keys, shift_BHL)
-            sums = lambda q, kv, of=of: of(q, kv)[:2]  # noqa: E731
-            _, pull_back = jax.vjp(sums, _chunk(q_BLHK, queries, half, 1), _chunk(kv, place, half, PLACES_DIM))
-            dq, dkv_chunk = pull_back(tuple(g))
-            dq_BLHK = _with_chunk(dq_BLHK, _chunk(dq_BLHK, queries, half, 1) + dq, queries, 1)
-            dkv = _with_chunk(dkv, _chunk(dkv, place, half, PLACES_DIM) + dkv_chunk, place, PLACES_DIM)
-        return dq_BLHK, dkv
+    def one(dq_BLHK, dkv, kv, block, queries, keys):
+        place = keys if context.ring else 2 * block + keys
+        shift_BHL, *g = (_chunk(x, queries, half, 2) for x in (log_sum_BHL, g_BHLK, g_sum_BHL))
+        of = _weigh(model, in_layer, queries, block, keys, shift_BHL)
+        sums = lambda q, kv: of(q, kv)[:2]  # noqa: E731
+        _, pull_back = jax.vjp(sums, _chunk(q_BLHK, queries, half, 1), _chunk(kv, place, half, PLACES_DIM))
+        dq, dkv_chunk = pull_back(tuple(g))
+        dq_BLHK = _with_chunk(dq_BLHK, _chunk(dq_BLHK, queries, half, 1) + dq, queries, 1)
+        return dq_BLHK, _with_chunk(dkv, _chunk(dkv, place, half, PLACES_DIM) + dkv_chunk, place, PLACES_DIM)
 
     dq_BLHK, dkv = _go_round(context, kv, jnp.zeros(q_BLHK.shape, dtype), jnp.zeros(kv.shape, dtype), one)
     return dq_BLHK.astype(q_BLHK.dtype), dkv.astype(kv.dtype), None

@@ -133,12 +133,12 @@ def test_microbatches_repeat_what_is_theirs():
 
 
 def test_dtypes_follow_the_config():
-    train = {"compute_dtype": "bfloat16", "reduce_dtype": "bfloat16", "loss_chunk_tokens": 40}
+    train = {"compute_dtype": "bfloat16", "reduce_dtype": "bfloat16", "loss_chunk_tokens": 80}
     rows = collectives.predict(config_on(replica=2, data=2, tensor=2, zero=1, train=train))
     dtypes = {why: {row.collective.dtype for row in rows if row.collective.why.startswith(why)} for why in ("gradients", "weights", "loss")}
     assert dtypes == {"gradients": {"bfloat16"}, "weights": {"bfloat16", "float32"}, "loss": {"float32"}}
     chunks = [row for row in rows if row.collective.why == "largest logit of the whole vocabulary"]
-    assert [(row.times, row.collective.num_elements, row.collective.dtype) for row in chunks] == [(1, 32, "float32")]
+    assert [(row.times, row.collective.num_elements, row.collective.dtype) for row in chunks] == [(1, 64, "float32")]
 
 
 def test_one_of_the_copied_key_value_heads_is_gathered():
