@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from mtnlg.core import collectives, schema
-from mtnlg.core.collectives import TensorShard
+from mtnlg.core.collectives import ContextShard, TensorShard
 from mtnlg.core.tree import by_path, cast, map_with_path
 from mtnlg.model import objective, transformer
+from mtnlg.model.attention_core import Places
 from mtnlg.model.split import SplitBlock, joined, parts
 from mtnlg.parallel import stages
 from mtnlg.parallel.table import Op
@@ -49,6 +50,7 @@ class Row(NamedTuple):
 
     columns: dict
     fields: dict  # of the microbatch
+    places: Places
     base: jax.Array  # place of the chunk's first layer among the stage's
     num_layers: jax.Array
     is_first: jax.Array  # whether the chunk is the model's first
@@ -69,11 +71,12 @@ class Stage:
     [M, B, L]. dropout_of(microbatch) gives its masks, or None.
     """
 
-    def __init__(self, config: schema.Config, shard: TensorShard, params: dict, batch: dict, dropout_of: Callable):
-        self.config, self.model, self.shard, self.batch, self.dropout_of = config, config.model, shard, batch, dropout_of
+    def __init__(self, config: schema.Config, shard: TensorShard, context: ContextShard, params: dict, batch: dict, dropout_of: Callable):
+        self.config, self.model, self.shard, self.context = config, config.model, shard, context
+        self.batch, self.dropout_of = batch, dropout_of
         self.blocks, self.outer = params["blocks"], {name: part for name, part in params.items() if name != "blocks"}
         self.dtype = jnp.dtype(config.train.compute_dtype)
-        self.split = SplitBlock(config.model, shard, config.train.recompute)
+        self.split = SplitBlock(config.model, shard, context, config.train.recompute)
         cut, here = stages.of(config), jax.lax.axis_index("pipe")
         self.layers_CS, self.counts_C = jnp.asarray(cut.layers)[here], jnp.asarray(cut.counts)[here]
         self.num_slots, self.num_layers = cut.layers.shape[2], cut.layers[0].size
@@ -85,17 +88,15 @@ class Stage:
         columns = {name: _pick(column, tick) for name, column in timetable.items() if name != "num_ticks"}
         virtual, chunk = columns["virtual_stage"], columns["chunk"]
         ends = (virtual == 0, virtual == self.last)
-        return Row(columns, self.microbatch(columns["microbatch"]), chunk * self.num_slots, self.counts_C[chunk], *ends)
-
-    def microbatch(self, number) -> dict:
-        return {name: _pick(field, number) for name, field in self.batch.items()}
+        fields = {name: _pick(field, columns["microbatch"]) for name, field in self.batch.items()}
+        places = transformer.places_of(self.model, fields["positions"], fields["segment_ids"], self.dtype, self.context)
+        return Row(columns, fields, places, chunk * self.num_slots, self.counts_C[chunk], *ends)
 
     def layer(self, row: Row, number):
         """What a block reads beside the residual stream: (its parameters, places, dropout)."""
-        places = transformer.places_of(self.model, row.fields["positions"], row.fields["segment_ids"], self.dtype)
         dropout = self.dropout_of(row["microbatch"])
         at_layer = dropout if dropout is None else dropout.at_layer(self.layers_CS[row["chunk"], number])
-        return jax.tree.map(lambda leaf: _pick(leaf, row.base + number), self.blocks), places, at_layer
+        return jax.tree.map(lambda leaf: _pick(leaf, row.base + number), self.blocks), row.places, at_layer
 
     def embedded(self, embedding: dict, row: Row):
         return transformer.first_hidden(self.model, embedding, row.fields, self.dropout_of(row["microbatch"]), self.dtype, self.shard)

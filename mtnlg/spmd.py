@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from mtnlg import pipeline
 from mtnlg.core import collectives, prng, schema
-from mtnlg.core.collectives import TensorShard
+from mtnlg.core.collectives import ContextShard, TensorShard
 from mtnlg.core.tree import cast
 from mtnlg.model import count, loss, objective, transformer
 from mtnlg.model.cache import Cache
@@ -25,6 +25,8 @@ from mtnlg.parallel import arrangement, specs, timetable, zero
 from mtnlg.parallel.mesh import BATCH
 
 SAMPLE_AXES = ("replica", "data")  # axes whose devices hold different samples
+TOKEN_AXES = (*SAMPLE_AXES, "context")  # axes whose devices hold different tokens
+ROWS = P(SAMPLE_AXES)
 BATCH_FIELDS = ("tokens", "targets", "positions", "segment_ids", "weights")
 
 
@@ -41,6 +43,11 @@ def _over(mesh: Mesh, in_specs, out_specs):
         return over(run)
 
     return exact
+
+
+def context_shard(config: schema.Config) -> ContextShard:
+    """A permute within a branch that only one stage takes would wait for the others for ever: with stages, keys are gathered."""
+    return ContextShard(config.mesh.context, ring=config.mesh.pipe == 1)
 
 
 class Weights:
@@ -103,20 +110,28 @@ def loss_and_grad(config: schema.Config, mesh: Mesh):
     caller divides by `weight`, once. `squares_N` [N]: mean squares of the activations, summed over microbatches.
     """
     model, train = config.model, config.train
-    weights, shard = Weights(config), TensorShard(config.mesh.tensor, config.mesh.sequence_parallel)
+    weights, shard, context = Weights(config), TensorShard(config.mesh.tensor, config.mesh.sequence_parallel), context_shard(config)
     with_pipeline = config.mesh.pipe > 1
 
     def dropout_of(step, m, rows, length):
-        """The masks of microbatch m, of which this device has `rows`."""
+        """The masks of microbatch m, of which this device has `rows` and `length` places."""
         if not (model.dropout_hidden > 0 or model.dropout_attention > 0):
             return None
         samples_B = (m * collectives.degree(SAMPLE_AXES) + jax.lax.axis_index(SAMPLE_AXES)) * rows + jnp.arange(rows)
-        places_L = jnp.arange(length)
-        return prng.Dropout(prng.key(config.seed, prng.DROPOUT, step), samples_B, shard.own_places(places_L, 0), places_L)
+        places_L, keys_S = context.own_places(length * context.size), context.key_places(length * context.size)
+        key = prng.key(config.seed, prng.DROPOUT, step)
+        return prng.Dropout(key, samples_B, shard.own_places(places_L, 0), places_L, keys_S)
 
     def microbatch_loss(params, batch, dropout):
         params, gathering = weights.for_forward(params, shard)
-        settings = {"recompute": train.recompute, "unroll": train.unroll_layers, "dropout": dropout, "shard": shard, **gathering}
+        settings = {
+            "recompute": train.recompute,
+            "unroll": train.unroll_layers,
+            "dropout": dropout,
+            "shard": shard,
+            "context": context,
+            **gathering,
+        }
         x_BLD, squares_N = transformer.hidden(model, params, batch, **settings)
         return objective.loss_sum(config, params, x_BLD, batch, shard), squares_N
 
@@ -137,7 +152,7 @@ def loss_and_grad(config: schema.Config, mesh: Mesh):
 
     def piped(params, batch, table, masks):
         """The sums of this stage, as the timetable says."""
-        stage = pipeline.Stage(config, shard, transformer.own_groups(model, params, shard), batch, masks)
+        stage = pipeline.Stage(config, shard, context, transformer.own_groups(model, params, shard), batch, masks)
         own = {name: a[:, 0] if name in timetable.COLUMNS else a for name, a in table.items()}
         sums = pipeline.loss_and_grad(stage, own, timetable.sizes(config), weights.after_layer, weights.after_microbatch)
         return sums | {"grads": transformer.return_groups(model, sums["grads"], shard)}
@@ -146,13 +161,13 @@ def loss_and_grad(config: schema.Config, mesh: Mesh):
         params, (rows, length) = weights.for_step(shards), batch["tokens"].shape[1:]
         masks = functools.partial(dropout_of, step, rows=rows, length=length)
         sums = piped(params, batch, table, masks) if with_pipeline else accumulated(params, batch, num_microbatches, masks)
-        # Every device has read its own samples, or worked on its own stage; the step's sums are those of all. Once a step.
+        # Every device has read its own tokens, or worked on its own stage; the step's sums are those of all. Once a step.
         for name in ("loss", "weight"):
-            sums[name] = collectives.all_reduce(sums[name], ("pipe", *SAMPLE_AXES), f"{name}, over stages and samples")
+            sums[name] = collectives.all_reduce(sums[name], ("pipe", *TOKEN_AXES), f"{name}, over stages and tokens")
         places = ("tensor",) if shard.shards_sequence else ()
-        squares_N = collectives.all_reduce(sums["squares_N"], (*SAMPLE_AXES, *places), "mean squares, over samples and places")
+        squares_N = collectives.all_reduce(sums["squares_N"], (*TOKEN_AXES, *places), "mean squares, over tokens")
         squares_N = collectives.all_gather(squares_N, "pipe", 0, "mean squares, of all stages")
-        num_parts = collectives.degree((*SAMPLE_AXES, *places))
+        num_parts = collectives.degree((*TOKEN_AXES, *places))
         squares_N = arrangement.restore_order(config, "blocks/", squares_N) / num_parts
         return {**sums, "squares_N": squares_N, "grads": weights.after_step(sums["grads"])}
 
@@ -164,13 +179,16 @@ def loss_and_grad(config: schema.Config, mesh: Mesh):
 
 
 def score(config: schema.Config, mesh: Mesh):
-    """(params, batch) -> (negative log-likelihood [B, L] in nats, whether the target was the likeliest token [B, L])."""
+    """(params, batch) -> (negative log-likelihood [B, L] in nats, whether the target was the likeliest token [B, L]).
+
+    Both in the sequences' own order, on all devices along `pipe` and `context`.
+    """
     model = config.model
-    weights, shard = Weights(config), TensorShard(config.mesh.tensor, config.mesh.sequence_parallel)
+    weights, shard, context = Weights(config), TensorShard(config.mesh.tensor, config.mesh.sequence_parallel), context_shard(config)
 
     def whole(params, batch):
         params, gathering = weights.for_forward(params, shard)
-        x_BLD, _ = transformer.hidden(model, params, batch, shard=shard, **gathering)
+        x_BLD, _ = transformer.hidden(model, params, batch, shard=shard, context=context, **gathering)
         return objective.scores(config, params, x_BLD, batch, shard)
 
     def piped(params, batch):
@@ -181,15 +199,16 @@ def score(config: schema.Config, mesh: Mesh):
         here = jax.lax.axis_index("pipe")
         own = {name: jnp.asarray(a)[:, here] if name in timetable.COLUMNS else a for name, a in table.items()}
         microbatches = {name: field.reshape(-1, at_once, length) for name, field in batch.items()}
-        stage = pipeline.Stage(config, shard, transformer.own_groups(model, params, shard), microbatches, lambda _: None)
+        stage = pipeline.Stage(config, shard, context, transformer.own_groups(model, params, shard), microbatches, lambda _: None)
         nll, greedy = (a.reshape(rows, length) for a in pipeline.scores(stage, own, sizes))
         sent = collectives.all_reduce(jnp.stack([nll, greedy.astype(nll.dtype)]), "pipe", "scores, from the last stage")
         return sent[0], sent[1].astype(bool)
 
     def local(shards, batch):
-        return (piped if config.mesh.pipe > 1 else whole)(weights.for_step(shards), batch)
+        found = (piped if config.mesh.pipe > 1 else whole)(weights.for_step(shards), batch)
+        return tuple(context.in_order(context.all_places(x, 1, "scores, of all places"), 1) for x in found)
 
-    return _over(mesh, (weights.storage, {name: BATCH for name in BATCH_FIELDS}), (BATCH, BATCH))(local)
+    return _over(mesh, (weights.storage, {name: BATCH for name in BATCH_FIELDS}), (ROWS, ROWS))(local)
 
 
 def compute_params(config: schema.Config, mesh: Mesh):
@@ -202,7 +221,6 @@ def compute_params(config: schema.Config, mesh: Mesh):
     return _over(mesh, (weights.storage,), weights.compute)(local)
 
 
-ROWS = P(SAMPLE_AXES)
 CACHE = Cache(P(None, SAMPLE_AXES, None, "tensor"), P(None, SAMPLE_AXES, None, "tensor"), ROWS, ROWS)
 
 

@@ -1,4 +1,4 @@
-"""What every test gets: eight CPU devices, deterministic property tests, slices of the suite, and where the seconds went.
+"""What every test gets: sixteen CPU devices, deterministic property tests, slices of the suite, and where the seconds went.
 
 The environment is set before anything imports jax, so nothing here does.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-NUM_DEVICES = 8
+NUM_DEVICES = 16
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "xla_force_host_platform_device_count" not in f]

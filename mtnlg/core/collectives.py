@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 SEQUENCE_DIM = 1  # of activations [B, L, D]
 
@@ -123,6 +124,18 @@ gather_weight.defvjp(
 )
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def gather_summed(x, axis: str, dim: int, why: str):
+    """The shards along `axis` one behind the other in `dim`; backward, the sum of what the devices say, each its own share of it."""
+    return all_gather(x, axis, dim, why)
+
+
+gather_summed.defvjp(
+    lambda x, axis, dim, why: (gather_summed(x, axis, dim, why), None),
+    lambda axis, dim, why, _, g: (reduce_scatter(g, axis, dim, f"{why}, backward", jnp.promote_types(g.dtype, jnp.float32)),),
+)
+
+
 @dataclass(frozen=True)
 class TensorShard:
     """This device's part of every layer: one of `size` along the axis `tensor`. The default is the whole layer, on no mesh at all.
@@ -174,4 +187,62 @@ class TensorShard:
         return all_max(x, self.axis, why) if self.size > 1 else x
 
 
+def zigzag(length: int, size: int) -> np.ndarray:
+    """The order [length] in which a sequence's places lie on `size` devices, equal parts in order of rank.
+
+    Of 2·size chunks rank i has chunks i and 2·size-1-i, so that all have the same share of what a causal mask leaves.
+    """
+    if size == 1:
+        return np.arange(length)
+    ranks = np.arange(size)
+    chunks = np.arange(length).reshape(2 * size, -1)
+    return chunks[np.stack([ranks, 2 * size - 1 - ranks], axis=1).ravel()].ravel()
+
+
+@dataclass(frozen=True)
+class ContextShard:
+    """This device's part of every sequence: one of `size` along the axis `context`, in the order of `zigzag`. By default all of it.
+
+    Keys and values of the other parts come by a ring, a part at a time, or (no `ring`) gathered.
+    """
+
+    size: int = 1
+    ring: bool = True
+    axis: str = "context"
+
+    @property
+    def gathers(self) -> bool:
+        """Whether a block gathers the keys and values of all places."""
+        return self.size > 1 and not self.ring
+
+    def rank(self):
+        """Which part this is, traced; 0 for the whole."""
+        return jax.lax.axis_index(self.axis) if self.size > 1 else 0
+
+    def own_places(self, length: int):
+        """[length / size] the places of the sequence that lie here."""
+        return self.key_places(length).reshape(self.size, -1)[self.rank()]
+
+    def key_places(self, length: int):
+        """[length] all places of the sequence, part behind part."""
+        return jnp.asarray(zigzag(length, self.size))
+
+    def all_places(self, x, dim: int, why: str):
+        """What all devices have of `dim`, which counts places, part behind part; not differentiated."""
+        return all_gather(x, self.axis, dim, why) if self.size > 1 else x
+
+    def in_order(self, x, dim: int):
+        """What `all_places` gave, in the sequence's own order."""
+        return jnp.take(x, np.argsort(zigzag(x.shape[dim], self.size)), axis=dim) if self.size > 1 else x
+
+    def all_keys(self, kv, dim: int, why: str):
+        """As `all_places`, differentiable: what the devices say of a part is summed on the device that has it."""
+        return gather_summed(kv, self.axis, dim, why)
+
+    def next_part(self, x, why: str):
+        """A step of the ring: x, or None, of the device before this one."""
+        return None if x is None else permute(x, self.axis, 1, why)
+
+
 WHOLE = TensorShard()
+WHOLE_SEQUENCE = ContextShard()

@@ -26,13 +26,14 @@ def key(seed: int, *numbers):
 class Dropout(NamedTuple):
     """Which masks to draw: `key` of (seed, step, layer), and the global numbers of the samples and places at hand.
 
-    `places_L` are those of the residual stream, of which a device may hold a part; `queries_L` those of attention.
+    `places_L` are those of the residual stream, of which a device may hold a part; `queries_L` and `keys_S` those of attention.
     """
 
     key: jax.Array
     samples_B: jax.Array
     places_L: jax.Array
     queries_L: jax.Array
+    keys_S: jax.Array
 
     def at_layer(self, layer):
         return self._replace(key=jax.random.fold_in(self.key, layer))
@@ -50,17 +51,17 @@ class Dropout(NamedTuple):
         return jnp.where(keep_BLD, x_BLD / (1 - rate), jnp.zeros_like(x_BLD))
 
     def attention(self, probs_BHLS, heads_H, rate: float):
-        """Attention probabilities dropped at `rate`; one key for each (sample, global head, place of the query)."""
+        """Attention probabilities dropped at `rate`; 32 bits for each (sample, global head, place of the query, place of the key)."""
         if rate == 0.0:
             return probs_BHLS
         site_key = jax.random.fold_in(self.key, ATTENTION)
-        width = probs_BHLS.shape[-1:]
 
-        def kept(sample, head, place):
-            one = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(site_key, sample), head), place)
-            return jax.random.bernoulli(one, 1 - rate, width)
+        def bits(sample, head, query):
+            of_query = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(site_key, sample), head), query)
+            return jax.vmap(lambda place: jax.random.key_data(jax.random.fold_in(of_query, place))[0])(self.keys_S)
 
-        over_places = jax.vmap(kept, (None, None, 0))
-        over_heads = jax.vmap(over_places, (None, 0, None))
-        keep_BHLS = jax.vmap(over_heads, (0, None, None))(self.samples_B, heads_H, self.queries_L)
+        over_queries = jax.vmap(bits, (None, None, 0))
+        over_heads = jax.vmap(over_queries, (None, 0, None))
+        bits_BHLS = jax.vmap(over_heads, (0, None, None))(self.samples_B, heads_H, self.queries_L)
+        keep_BHLS = bits_BHLS >= jnp.uint32(round(rate * 2**32))
         return jnp.where(keep_BHLS, probs_BHLS / (1 - rate), jnp.zeros_like(probs_BHLS))

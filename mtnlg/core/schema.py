@@ -159,7 +159,7 @@ class Mesh:
     replica: int = key(1, "slices or data centres, farthest apart")
     pipe: int = key(1, "pipeline stages, P")
     data: int = key(1, "data parallelism, ZeRO shards over it")
-    context: int = key(1, "shards of a sequence")
+    context: int = key(1, "parts of every sequence, for long ones: keys and values go round a ring")
     tensor: int = key(1, "shards of heads, feed-forward columns and vocabulary; fastest links")
     sequence_parallel: bool = key(False, "between attention and feed-forward, each tensor shard holds its part of the places only")
     zero: int = key(

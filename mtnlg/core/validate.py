@@ -87,8 +87,24 @@ def mesh_problems(config: schema.Config) -> list[str]:
 def _mesh(config):
     """What one device holds must be a whole number of heads, columns, rows and places."""
     model, mesh = config.model, config.mesh
-    if min(mesh.tensor, mesh.data, model.num_heads, model.num_kv_heads or 1, model.d_model, model.vocab_multiple) < 1:
+    counts = (
+        mesh.tensor,
+        mesh.data,
+        mesh.context,
+        model.num_heads,
+        model.num_kv_heads or 1,
+        model.d_model,
+        model.vocab_multiple,
+        model.seq_len,
+    )
+    if min(counts) < 1:
         return
+    if mesh.context > 1 and model.seq_len % (2 * mesh.context):
+        whole = -(-model.seq_len // (2 * mesh.context)) * 2 * mesh.context
+        yield (
+            f"model.seq_len={model.seq_len} does not divide by 2 x mesh.context={mesh.context}: "
+            f"take model.seq_len={whole}, or mesh.context={_fitting_context(model.seq_len, mesh.context)}"
+        )
     for name, whole in _parted(config).items():
         if whole % mesh.tensor:
             yield f"{name} does not divide by mesh.tensor={mesh.tensor}: take mesh.tensor={_fitting_tensor(config)}"
@@ -144,8 +160,13 @@ def _pipeline(config):
 
 def _layers(config):
     train, mesh = config.train, config.mesh
-    if train.unroll_layers and (mesh.zero == 3 or train.recompute != "none"):
-        key = "mesh.zero=3" if mesh.zero == 3 else f"train.recompute={train.recompute}"
+    undone = {
+        "mesh.zero=3": mesh.zero == 3,
+        f"mesh.context={mesh.context}": mesh.context > 1,
+        f"train.recompute={train.recompute}": train.recompute != "none",
+    }
+    if train.unroll_layers and any(undone.values()):
+        key = next(key for key, is_undone in undone.items() if is_undone)
         yield (
             f"train.unroll_layers=True undoes {key}: without a loop between them the compiler merges what the backward makes again "
             "with what the forward made; take train.unroll_layers=False"
@@ -231,13 +252,21 @@ def _sample(config):
 
 def _parted(config) -> dict[str, int]:
     """What is dealt out over `tensor` in equal parts."""
-    model = config.model
+    model, context = config.model, config.mesh.context
     parted = {
         f"model.num_heads={model.num_heads}": model.num_heads,
         f"model.d_ff={model.ff_dim}": model.ff_dim,
         f"the padded vocabulary of {model.padded_vocab_size}": model.padded_vocab_size,
     }
-    return parted | ({f"model.seq_len={model.seq_len}": model.seq_len} if config.mesh.sequence_parallel else {})
+    if config.mesh.sequence_parallel and model.seq_len % context == 0:
+        over = f" over mesh.context={context}" if context > 1 else ""
+        parted |= {f"model.seq_len={model.seq_len}{over}": model.seq_len // context}
+    return parted
+
+
+def _fitting_context(seq_len: int, context: int) -> int:
+    """The degree nearest to mesh.context that fits the sequence."""
+    return 1 if seq_len % 2 else _divisor(seq_len // 2, context)
 
 
 def _groups_fit(num_groups: int, tensor: int) -> bool:

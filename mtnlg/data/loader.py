@@ -102,7 +102,8 @@ class Heldout:
             )
 
     def batches(self, batch_size: int, max_tokens: int | None = None) -> Iterator[dict[str, np.ndarray]]:
-        """Batches [batch_size, L] of the first max_tokens targets (all of them if None); padding has weight 0 and segment 0."""
+        """Batches [batch_size, L] of the first max_tokens targets (all of them if None); padding has weight 0, segment 0 and its
+        place in the row as its position."""
         length, num_targets = self._seq_len, self.num_targets if max_tokens is None else min(max_tokens, self.num_targets)
         for first in range(0, num_targets, batch_size * length):
             count = min(batch_size * length, num_targets - first)
@@ -111,7 +112,8 @@ class Heldout:
             self._store.require_known(stream)
             scored = np.arange(batch_size * length).reshape(batch_size, length) < count
             batch = _whole(stream[:-1].reshape(scored.shape), stream[1:].reshape(scored.shape), self._border)
-            yield {name: np.where(scored, values, 0).astype(values.dtype) for name, values in batch.items()}
+            padding = {"positions": np.arange(length, dtype=np.int32)}
+            yield {name: np.where(scored, values, padding.get(name, 0)).astype(values.dtype) for name, values in batch.items()}
 
 
 class Prefetcher:

@@ -3,9 +3,10 @@
 import flax.linen as nn
 
 from mtnlg.core import prng, schema
-from mtnlg.core.collectives import WHOLE, TensorShard
+from mtnlg.core.collectives import WHOLE, WHOLE_SEQUENCE, ContextShard, TensorShard
 from mtnlg.core.prng import Dropout
-from mtnlg.model.attention import Attention, Places
+from mtnlg.model.attention import Attention
+from mtnlg.model.attention_core import Places
 from mtnlg.model.cache import LayerCache
 from mtnlg.model.layers import MLP, Norm
 
@@ -15,6 +16,7 @@ class Block(nn.Module):
 
     model: schema.Model
     shard: TensorShard = WHOLE
+    context: ContextShard = WHOLE_SEQUENCE
     recompute_core: bool = False
 
     @nn.compact
@@ -25,7 +27,7 @@ class Block(nn.Module):
         def dropped(y_BLD, site):
             return y_BLD if dropout is None else dropout.hidden(y_BLD, site, model.dropout_hidden)
 
-        attention = Attention(model, self.shard, self.recompute_core, name="attention")
+        attention = Attention(model, self.shard, self.context, self.recompute_core, name="attention")
         a_BLD, updated = attention(Norm(model, name="attention_norm")(x_BLD), places, cache, dropout)
         after_attention = x_BLD + dropped(a_BLD, prng.ATTENTION_OUTPUT)
         mlp_input = x_BLD if model.parallel_residual else after_attention

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from mtnlg.core import schema
-from mtnlg.core.collectives import TensorShard
+from mtnlg.core.collectives import ContextShard, TensorShard
 from mtnlg.core.prng import Dropout
 from mtnlg.core.tree import by_path
 from mtnlg.model import transformer
-from mtnlg.model.attention import Places
+from mtnlg.model.attention_core import Places
 from mtnlg.model.block import Block
 from mtnlg.model.layers import Tap
 
@@ -44,8 +44,8 @@ def joined(leaves: dict) -> dict:
 class SplitBlock:
     """F, B and W of one block. `keep` must have been traced before `backward` is: it finds out what there is to keep."""
 
-    def __init__(self, model: schema.Model, shard: TensorShard, recompute: str):
-        self.block = Block(model, shard, recompute_core=recompute == "selective")
+    def __init__(self, model: schema.Model, shard: TensorShard, context: ContextShard, recompute: str):
+        self.block = Block(model, shard, context, recompute_core=recompute == "selective")
         self._kept, self._deferred = _Packing(), _Packing()
 
     def forward(self, x_BLD, layer: dict, places: Places, dropout: Dropout | None):

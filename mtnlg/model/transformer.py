@@ -1,6 +1,7 @@
 """Embedding, the stack of blocks, final norm and head: plain functions of nested dicts of arrays.
 
-`shard` says which part of each layer this device has; by default all of it. Inside `shard_map` the arrays are this device's shards.
+`shard` says which part of each layer this device has, `context` which part of each sequence; by default all of it.
+Inside `shard_map` the arrays are this device's shards.
 """
 
 from collections.abc import Callable
@@ -9,15 +10,18 @@ import jax
 import jax.numpy as jnp
 
 from mtnlg.core import prng, schema
-from mtnlg.core.collectives import WHOLE, TensorShard
+from mtnlg.core.collectives import WHOLE, WHOLE_SEQUENCE, ContextShard, TensorShard
 from mtnlg.core.errors import ConfigError
 from mtnlg.core.prng import Dropout
 from mtnlg.core.tree import map_with_path
 from mtnlg.model import positions
-from mtnlg.model.attention import Places, local_heads
+from mtnlg.model.attention import local_heads
+from mtnlg.model.attention_core import Places
 from mtnlg.model.block import Block
 from mtnlg.model.cache import Cache, LayerCache, occupy
 from mtnlg.model.layers import Norm
+
+PLACES = "positions and segments, of all places"
 
 
 def init(model: schema.Model, key, dtype=jnp.float32) -> dict:
@@ -63,12 +67,13 @@ def compute_dtype(params: dict):
     return params["blocks"]["mlp"]["up"]["kernel"].dtype
 
 
-def places_of(model: schema.Model, positions_BL, segment_ids_BL, dtype) -> Places:
-    """Where tokens stand; rotary tables, where the model has them, in at least float32."""
+def places_of(model: schema.Model, positions_BL, segment_ids_BL, dtype, context: ContextShard = WHOLE_SEQUENCE) -> Places:
+    """Where tokens and keys stand; rotary tables, where the model has them, in at least float32."""
     rotary = None
     if model.position == "rope":
         rotary = positions.rotary_tables(model, positions_BL, jnp.promote_types(dtype, jnp.float32))
-    return Places(positions_BL, segment_ids_BL, rotary)
+    keys = context.all_places(jnp.stack([positions_BL, segment_ids_BL]), 2, PLACES)
+    return Places(positions_BL, segment_ids_BL, rotary, *keys)
 
 
 def embed(model: schema.Model, embedding: dict, tokens_BL, positions_BL, dtype, shard: TensorShard = WHOLE):
@@ -153,6 +158,7 @@ def hidden(
     unroll: bool = False,
     dropout: Dropout | None = None,
     shard: TensorShard = WHOLE,
+    context: ContextShard = WHOLE_SEQUENCE,
     dtype=None,
     gather_block: Callable[[dict], dict] | None = None,
 ):
@@ -163,9 +169,9 @@ def hidden(
     None: they are whole.
     """
     dtype = dtype or compute_dtype(params)
-    places = places_of(model, batch["positions"], batch["segment_ids"], dtype)
+    places = places_of(model, batch["positions"], batch["segment_ids"], dtype, context)
     x_BLD = first_hidden(model, params["embedding"], batch, dropout, dtype, shard)
-    block = Block(model, shard, recompute_core=recompute == "selective")
+    block = Block(model, shard, context, recompute_core=recompute == "selective")
 
     def one(x_BLD, layer_params, layer):
         at_layer = dropout.at_layer(layer) if dropout is not None else None
@@ -176,7 +182,7 @@ def hidden(
 
     if recompute == "full":
         one = jax.checkpoint(one)
-    elif gather_block is not None or shard.shards_sequence:
+    elif gather_block is not None or shard.shards_sequence or context.gathers:
         one = jax.checkpoint(one, policy=saved)
 
     def body(x_BLD, inputs):

@@ -9,23 +9,19 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mtnlg.core import schema
+from mtnlg.core.collectives import zigzag
 from mtnlg.core.errors import ConfigError
 from mtnlg.core.schema import AXES
 
 BATCH = P(("replica", "data"), "context")  # the specs of a batch array [B, L]
-TO_COME = ("context",)
 
 
 def make(degrees: schema.Mesh, devices=None) -> Mesh:
     """The mesh over the first devices (None: of this job), as many as the degrees multiply to.
 
-    Raises ConfigError when there are fewer, when a job of several processes has more (no process may stand idle), when replicas do
-    not fit the slices, or for an axis that this version cannot honour.
+    Raises ConfigError when there are fewer, when a job of several processes has more (no process may stand idle), or when
+    replicas do not fit the slices.
     """
-    for axis in TO_COME:
-        if getattr(degrees, axis) != 1:
-            what = f"mesh.{axis}={getattr(degrees, axis)}: this version has no {axis} parallelism yet"
-            raise ConfigError(what, f"--config.mesh.{axis}", f"--config.mesh.{axis}=1")
     devices = jax.devices() if devices is None else devices
     shape = tuple(getattr(degrees, axis) for axis in AXES)
     wanted, there = math.prod(shape), len(devices)
@@ -62,13 +58,15 @@ def local_rows(mesh: Mesh, num_rows: int, devices=None) -> np.ndarray:
 
 
 def put_rows(mesh: Mesh, batch: dict, num_rows: int) -> dict:
-    """A step's batch on the mesh: host arrays [M, local rows, L] of this process as global arrays [M, num_rows, L]."""
+    """A step's batch on the mesh: host arrays [M, local rows, L] of this process as global arrays [M, num_rows, L], places in zigzag."""
     rows = local_rows(mesh, num_rows)
 
     def one(array):
+        order = zigzag(array.shape[2], mesh.shape["context"])
+
         def part(index):
             microbatches, wanted, places = index
-            return array[microbatches, np.searchsorted(rows, np.arange(num_rows)[wanted]), places]
+            return array[microbatches][:, np.searchsorted(rows, np.arange(num_rows)[wanted])[:, None], order[places]]
 
         return jax.make_array_from_callback((array.shape[0], num_rows, array.shape[2]), NamedSharding(mesh, P(None, *BATCH)), part)
 
@@ -76,10 +74,13 @@ def put_rows(mesh: Mesh, batch: dict, num_rows: int) -> dict:
 
 
 def put(mesh: Mesh, batch: dict, spec: P = BATCH) -> dict:
-    """Host arrays [..., B, L], the same in every process, as global arrays on the mesh, sharded over samples and places."""
+    """Host arrays [..., B, L], the same in every process, as global arrays on the mesh; parted along `context`, L lies in zigzag."""
 
     def one(array):
         sharding = NamedSharding(mesh, P(*[None] * (array.ndim - len(spec)), *spec))
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+        if "context" not in spec:
+            return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+        order = zigzag(array.shape[-1], mesh.shape["context"])
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index[:-1]][..., order[index[-1]]])
 
     return {name: one(array) for name, array in batch.items()}

@@ -61,12 +61,12 @@ def scatter(grads: dict, dims: dict, sum_dtype, *, prefix: str = "", stacked: bo
 def sum_rest(grads: dict, dims: dict, is_partial, sum_dtype) -> dict:
     """What is still to be summed once a step.
 
-    Over `data`, what is not scattered: every device along it read other samples. Over `replica` everything, for the same reason, on
-    shards where there are shards, since that axis has the slowest links. Over `tensor`, what `is_partial(path)`.
+    Over `data`, what is not scattered: every device along it read other samples. Over `replica` and `context` everything, since there
+    devices read other samples or places, on shards where there are shards. Over `tensor`, what `is_partial(path)`.
     """
 
     def summed(path, grad):
-        axes = ("replica", "data") if dims[path] is None else ("replica",)
+        axes = ("replica", "data", "context") if dims[path] is None else ("replica", "context")
         total = collectives.all_reduce(grad, axes, "gradients, over samples", sum_dtype)
         return collectives.all_reduce(total, "tensor", "gradients, over heads or places") if is_partial(path) else total
 

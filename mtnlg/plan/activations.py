@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mtnlg.core import prng, schema
-from mtnlg.core.collectives import TensorShard
+from mtnlg.core.collectives import ContextShard, TensorShard
 from mtnlg.core.tree import map_with_path
 from mtnlg.model import transformer
 from mtnlg.model.block import Block
@@ -31,10 +31,8 @@ class SlotBytes(NamedTuple):
 
 
 @functools.cache
-def slot_bytes(config: schema.Config) -> SlotBytes | None:
-    """The slots of a config's rings; None with `mesh.context`, for which no block is there to be traced."""
-    if config.mesh.context > 1:
-        return None
+def slot_bytes(config: schema.Config) -> SlotBytes:
+    """The slots of a config's rings."""
     axes = [(axis, getattr(config.mesh, axis)) for axis in schema.AXES]
     _, (mail, *of_layer) = jax.make_jaxpr(functools.partial(_traced, config), axis_env=axes, return_shape=True)()
     longest = stages.of(config).layers.shape[2]
@@ -44,20 +42,20 @@ def slot_bytes(config: schema.Config) -> SlotBytes | None:
 def _traced(config: schema.Config):
     """(a message, what is kept of one layer, what is deferred of it), as arrays."""
     model, mesh, dtype = config.model, config.mesh, jnp.dtype(config.train.compute_dtype)
-    shard = TensorShard(mesh.tensor, mesh.sequence_parallel)
-    rows, length = config.microbatch_rows // mesh.num_sample_shards, model.seq_len
+    shard, context = TensorShard(mesh.tensor, mesh.sequence_parallel), ContextShard(mesh.context, ring=False)
+    rows, length = config.microbatch_rows // mesh.num_sample_shards, model.seq_len // mesh.context
     x_BLD = jnp.zeros((rows, length // (shard.size if shard.shards_sequence else 1), model.d_model), dtype)
     zeros_BL = jnp.zeros((rows, length), jnp.int32)
-    places, dropout = transformer.places_of(model, zeros_BL, zeros_BL, dtype), None
+    places, dropout = transformer.places_of(model, zeros_BL, zeros_BL, dtype, context), None
     if max(model.dropout_hidden, model.dropout_attention) > 0:
         places_L = jnp.arange(length)
-        dropout = prng.Dropout(prng.key(0), jnp.arange(rows), shard.own_places(places_L, 0), places_L)
+        dropout = prng.Dropout(prng.key(0), jnp.arange(rows), shard.own_places(places_L, 0), places_L, jnp.arange(model.seq_len))
 
     def stored(path, leaf):
         return leaf.astype(dtype if path.endswith("/kernel") else config.train.param_dtype)
 
-    layer = map_with_path(stored, Block(model, shard).init(prng.key(0), x_BLD, places)["params"])
-    split = SplitBlock(model, shard, config.train.recompute)
+    layer = map_with_path(stored, Block(model, shard, context).init(prng.key(0), x_BLD, places)["params"])
+    split = SplitBlock(model, shard, context, config.train.recompute)
     y_BLD, kept = split.keep(x_BLD, layer, places, dropout)
     return y_BLD, kept, split.backward(kept, y_BLD, layer, places, dropout)[2]
 

@@ -13,20 +13,20 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from mtnlg.core import schema
-from mtnlg.core.errors import ConfigError
-from mtnlg.model import count
-from mtnlg.model.transformer import is_block_kernel
+from mtnlg.model import blockwise, count
+from mtnlg.model.transformer import PLACES, is_block_kernel
 from mtnlg.parallel import specs
 from mtnlg.plan import sharding
 
 SAMPLE_AXES = ("replica", "data")
+TOKEN_AXES = (*SAMPLE_AXES, "context")
 PARTS = ("layer, forward", "layer, backward", "microbatch", "step")
 
 
 class Collective(NamedTuple):
     """One operand of one collective, on one device. `why` as the program's metadata has it."""
 
-    kind: str  # all_reduce (sums and maxima), all_gather, reduce_scatter
+    kind: str  # all_reduce (sums and maxima), all_gather, reduce_scatter, collective_permute
     axes: tuple[str, ...]
     why: str
     dtype: str
@@ -37,7 +37,10 @@ class Collective(NamedTuple):
         return self.num_elements * jnp.dtype(self.dtype).itemsize
 
     def sent_bytes(self, mesh: schema.Mesh) -> int:
-        """What a device sends, with ring algorithms: (n-1)/n of the whole; all_reduce, which scatters and gathers, twice that."""
+        """What a device sends, with ring algorithms: (n-1)/n of the whole; all_reduce, which scatters and gathers, twice that; what a
+        collective_permute passes on."""
+        if self.kind == "collective_permute":
+            return self.num_bytes
         devices = math.prod(getattr(mesh, axis) for axis in self.axes)
         whole = self.num_bytes * (devices if self.kind == "all_gather" else 1)
         return -(-(2 if self.kind == "all_reduce" else 1) * whole * (devices - 1) // devices)
@@ -58,10 +61,7 @@ class Row(NamedTuple):
 
 
 def predict(config: schema.Config) -> list[Row]:
-    """The collectives of one training step. Raises ConfigError for a mesh of which no program exists."""
-    if config.mesh.context > 1:
-        what = f"mesh.context={config.mesh.context}: this version has no context parallelism yet"
-        raise ConfigError(what, "--config.mesh.context", "--config.mesh.context=1")
+    """The collectives of one training step."""
     step = _Step(config)
     layers = config.model.num_layers // config.mesh.pipe * step.num_microbatches
     repeats = dict(zip(PARTS, (layers, layers, step.num_microbatches, 1), strict=True))
@@ -95,7 +95,7 @@ class _Step:
         self.config = config
         model, mesh, train = config.model, config.mesh, config.train
         self.num_microbatches = train.batch_size // config.microbatch_rows
-        self.num_tokens = config.microbatch_rows // mesh.num_sample_shards * model.seq_len  # of a microbatch, on one device
+        self.num_tokens = config.microbatch_rows // mesh.num_sample_shards * model.seq_len // mesh.context  # of a microbatch, on one device
         self.compute, self.param = train.compute_dtype, train.param_dtype
         self.wide = str(jnp.promote_types(self.compute, jnp.float32))
         self.sums = self.param if train.reduce_dtype == "float32" else train.reduce_dtype
@@ -141,6 +141,38 @@ class _Step:
         """Elements of the residual stream, all places."""
         return self.num_tokens * self.config.model.d_model
 
+    # Keys and values.
+
+    @property
+    def rings(self) -> bool:
+        """Whether keys and values go round a ring; with stages they are gathered."""
+        return self.config.mesh.pipe == 1
+
+    @property
+    def _keys(self) -> int:
+        """Elements of the keys and values of this device's places and heads."""
+        _, num_groups, head_dim = self.config.model.heads
+        return 2 * self.num_tokens * max(num_groups // self.config.mesh.tensor, 1) * head_dim
+
+    def _attend(self) -> Iterator[Collective]:
+        if self.rings:
+            yield from self._ring(blockwise.KEYS, self.compute, self.config.mesh.context - 1)
+        else:
+            yield from self._over("all_gather", ("context",), blockwise.ALL_KEYS, self.compute, self._keys)
+
+    def _attend_backward(self) -> Iterator[Collective]:
+        context = self.config.mesh.context
+        if self.rings:
+            yield from self._ring(blockwise.KEYS, self.compute, context - 1)
+            yield from self._ring(blockwise.GRADIENTS, self.wide, context)
+        else:
+            why = f"{blockwise.ALL_KEYS}, backward"
+            yield from self._over("reduce_scatter", ("context",), why, self.wide, self._keys * context)
+
+    def _ring(self, why: str, dtype: str, steps: int) -> Iterator[Collective]:
+        for _ in range(steps):
+            yield from self._over("collective_permute", ("context",), why, dtype, self._keys)
+
     # Weights.
 
     def _gathered(self, weights: list[_Weight], why: str) -> Iterator[Collective]:
@@ -171,16 +203,19 @@ class _Step:
         if self.config.mesh.zero == 3:
             yield from self._gathered(self._of_a_layer(), "weights, gathered for one block")
         yield from self._enter("attention, into its heads")
+        yield from self._attend()
         yield from self._leave("attention, out of its heads")
         yield from self._enter("feed-forward, into its columns")
         yield from self._leave("feed-forward, out of its rows")
 
     def backward(self) -> Iterator[Collective]:
-        # First the forward again: whatever was gathered, under any policy. With full recomputation the sums too, but for those that
-        # only the block's output needs; with a parallel residual that is also the attention's.
+        # First the forward again: whatever was gathered, under any policy. With full recomputation the ring and the sums too, but for
+        # those that only the block's output needs; with a parallel residual that is also the attention's.
         if self.config.mesh.zero == 3:
             yield from self._gathered(self._of_a_layer(), "weights, gathered for one block")
         yield from self._enter("attention, into its heads")
+        if self.config.train.recompute == "full" or not self.rings:
+            yield from self._attend()
         if self.config.train.recompute == "full" and not self.config.model.parallel_residual:
             yield from self._leave("attention, out of its heads")
         yield from self._enter("feed-forward, into its columns")
@@ -188,6 +223,7 @@ class _Step:
         yield from self._leave_backward("feed-forward, out of its rows")
         yield from self._enter_backward("feed-forward, into its columns")
         yield from self._leave_backward("attention, out of its heads")
+        yield from self._attend_backward()
         yield from self._enter_backward("attention, into its heads")
         if self.config.mesh.zero == 3:
             yield from self._scattered(self._of_a_layer(), "gradients of one block, over samples")
@@ -196,6 +232,7 @@ class _Step:
         outer = [weight for weight in self.weights if not weight.path.startswith("blocks/")]
         if self.config.mesh.zero == 3:
             yield from self._gathered(outer, "weights, gathered for one block")
+        yield from self._over("all_gather", ("context",), PLACES, "int32", 2 * self.num_tokens)
         yield from self._leave("embedding, out of the rows of the vocabulary")
         yield from self._enter("head, into the rows of the vocabulary")
         size = min(self.config.train.loss_chunk_tokens, self.num_tokens)
@@ -216,12 +253,12 @@ class _Step:
         if self.config.mesh.zero == 1:
             yield from self._scattered(self.weights, "gradients, over samples, each device its shards")
         for weight in self.weights:
-            axes = ("replica",) if weight.in_shards else SAMPLE_AXES
+            axes = ("replica", "context") if weight.in_shards else TOKEN_AXES
             yield from self._over("all_reduce", axes, "gradients, over samples", self.sums, weight.stored)
             if weight.is_partial:
                 yield from self._over("all_reduce", ("tensor",), "gradients, over heads or places", self.param, weight.stored)
-        yield from self._over("all_reduce", SAMPLE_AXES, "loss, over samples", self.wide, 1)
-        yield from self._over("all_reduce", SAMPLE_AXES, "weight, over samples", self.wide, 1)
-        axes = (*SAMPLE_AXES, "tensor") if self.shards_places else SAMPLE_AXES
+        yield from self._over("all_reduce", TOKEN_AXES, "loss, over samples", self.wide, 1)
+        yield from self._over("all_reduce", TOKEN_AXES, "weight, over samples", self.wide, 1)
+        axes = (*TOKEN_AXES, "tensor") if self.shards_places else TOKEN_AXES
         layers = self.config.model.num_layers // self.config.mesh.pipe
         yield from self._over("all_reduce", axes, "mean squares, over samples and places", self.wide, layers)

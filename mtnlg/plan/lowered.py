@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from mtnlg.plan.collectives import Collective
 
 KINDS = {"stablehlo.all_reduce", "stablehlo.all_gather", "stablehlo.reduce_scatter", "stablehlo.all_to_all", "stablehlo.collective_permute"}
-DTYPES = {"f64": "float64", "f32": "float32", "bf16": "bfloat16", "f16": "float16", "i1": "bool"}
+DTYPES = {"f64": "float64", "f32": "float32", "bf16": "bfloat16", "f16": "float16", "i1": "bool", "i32": "int32", "s32": "int32"}
 NO_AXES = ("no axes of the mesh",)  # groups that no set of axes has
 
 
@@ -50,7 +50,11 @@ def _text(op, attribute: str) -> str:
 
 def _collective(op, operand, mesh: Mesh) -> Collective:
     kind = op.name.removeprefix("stablehlo.")
-    axes = axes_of(np.array(op.attributes["replica_groups"]).tolist(), dict(mesh.shape))
+    if kind == "collective_permute":
+        groups = cycles(np.array(op.attributes["source_target_pairs"]).tolist())
+    else:
+        groups = np.array(op.attributes["replica_groups"]).tolist()
+    axes = axes_of(groups, dict(mesh.shape))
     dtype = str(operand.type.element_type)
     return Collective(kind, axes, why(op.location.name_str), DTYPES.get(dtype, dtype), math.prod(operand.type.shape))
 
@@ -79,6 +83,18 @@ def axes_of(groups: list[list[int]], degrees: dict[str, int]) -> tuple[str, ...]
             if groups_of(axes, degrees) == wanted:
                 return axes
     return NO_AXES
+
+
+def cycles(pairs: list[list[int]]) -> list[list[int]]:
+    """The rings of devices of a permutation's pairs (source, target)."""
+    to, found = dict(pairs), []
+    while to:
+        ring, device = [], next(iter(to))
+        while device in to:
+            ring.append(device)
+            device = to.pop(device)
+        found.append(ring)
+    return found
 
 
 def groups_of(axes: tuple[str, ...], degrees: dict[str, int]) -> set[frozenset[int]]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mtnlg.plan.collectives import Collective
-from mtnlg.plan.lowered import DTYPES, axes_of, why
+from mtnlg.plan.lowered import DTYPES, axes_of, cycles, why
 
 OURS = "shard_map"  # in the name of every operation that spmd.py wrote
 MAX_ADDED_BYTES = 4096  # of one instruction
@@ -26,6 +26,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _LISTED = re.compile(r"replica_groups=\{\{([0-9,{}]*)\}\}")
 _IOTA = re.compile(r"replica_groups=\[([0-9,]+)\]<=\[([0-9,]+)\](?:T\(([0-9,]+)\))?")
 _NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([0-9,]+)\](?:T\(([0-9,]+)\))?\))? \{([^}]*)\}")
+_PAIRS = re.compile(r"source_target_pairs=\{\{([0-9,{}]*)\}\}")
 _ALL = re.compile(r"replica_groups=\{\}")
 
 
@@ -130,6 +131,8 @@ def _groups(line: str, num_devices: int) -> list[list[int]]:
     """Which devices speak with each other, in any of the ways in which XLA writes it."""
     if listed := _LISTED.search(line):
         return [_numbers(group) for group in listed[1].split("},{")]
+    if pairs := _PAIRS.search(line):
+        return cycles([_numbers(pair) for pair in pairs[1].split("},{")])
     if iota := _IOTA.search(line):
         return _laid_out(iota[2], iota[3]).reshape(_numbers(iota[1])).tolist()
     if named := _NAMED.search(line):

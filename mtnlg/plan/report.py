@@ -68,10 +68,10 @@ def _collectives(config: schema.Config) -> list[str]:
         smallest, largest = min(operands[line]), max(operands[line])
         operand = size(largest) if smallest == largest else f"{size(smallest)} to {size(largest)}"
         cells.append((*line[:4], str(number), operand, size(sent[line]), line[4]))
-    tokens = f"{config.microbatch_rows // config.mesh.num_sample_shards} x {config.model.seq_len} tokens"
+    tokens = f"{config.microbatch_rows // config.mesh.num_sample_shards} x {config.model.seq_len // config.mesh.context} tokens"
     return [
         f"Collectives of {a_step}, {tokens} on a device. Sent: by ring algorithms, which send",
-        "(n-1)/n of the whole for all_gather and reduce_scatter, twice that for all_reduce.",
+        "(n-1)/n of the whole for all_gather and reduce_scatter, twice that for all_reduce, and what collective_permute passes on.",
         "",
         *table(cells, "<<<<>>><"),
         "",

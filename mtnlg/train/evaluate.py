@@ -25,12 +25,12 @@ class Heldout(NamedTuple):
 
 
 def program(config: schema.Config, mesh: Mesh) -> Callable:
-    """(params, batch) -> scalar sum of weighted negative log-likelihoods, jitted."""
+    """(params, batch, weights: [B, L] in the sequences' own order, as scores are) -> scalar sum of weighted nats, jitted."""
     score = spmd.score(config, mesh)
 
-    def total(params, batch):
+    def total(params, batch, weights):
         nll_BL, _ = score(params, batch)
-        return (nll_BL * batch["weights"]).sum()
+        return (nll_BL * weights).sum()
 
     return jax.jit(total)
 
@@ -39,7 +39,8 @@ def heldout(score_program: Callable, mesh: Mesh, params, batches: Iterable[dict]
     """Runs over host batches [B, L]; the next one is sent before the last one's sum is read."""
     nats, pending, num_tokens = 0.0, 0.0, 0
     for batch in batches:
-        total = score_program(params, meshes.put(mesh, batch))
+        weights = {"weights": batch["weights"]}
+        total = score_program(params, meshes.put(mesh, batch), **meshes.put(mesh, weights, spmd.ROWS))
         nats, pending = nats + float(pending), total
         num_tokens += int(np.sum(batch["weights"] > 0))
     return Heldout(nats + float(pending), num_tokens)

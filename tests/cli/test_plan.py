@@ -80,7 +80,6 @@ def test_a_prediction_that_is_wrong_is_told(capsys, monkeypatch):
     [
         (LARGEST[:1], "mtnlg plan is not told what to show (command line). Try: --explain-sharding, --draw=FILE.svg, --compare"),
         ((*LARGEST, "--check"), "a mesh of 2240 devices is too large for the virtual ones, of which there are 16 at most (--check)"),
-        ((*LARGEST, "--config.mesh.context=2"), "mesh.context=2: this version has no context parallelism yet (--config.mesh.context)"),
         ((*LARGEST, "--config.mesh.pipe=36"), "  - model.num_layers=105 does not divide by mesh.pipe=36\n"),
         (("--explain-sharding",), "no config is named"),
         ((*LARGEST[:1], "--draw=a.svg", "--check"), "--check compares with what --explain-sharding predicts (command line)"),

@@ -134,9 +134,19 @@ MESHES = (
     ({"mesh.tensor": 2, "model.d_ff": 33}, "model.d_ff=33 does not divide by mesh.tensor=2: take mesh.tensor=1"),
     ({"mesh.tensor": 4, "model.vocab_size": 9, "model.vocab_multiple": 1}, "the padded vocabulary of 9 does not divide by mesh.tensor=4"),
     ({"mesh.tensor": 4, "model.seq_len": 30, "mesh.sequence_parallel": True}, "model.seq_len=30 does not divide by mesh.tensor=4"),
+    (
+        {"mesh.context": 4, "model.seq_len": 20},
+        "model.seq_len=20 does not divide by 2 x mesh.context=4: take model.seq_len=24, or mesh.context=5",
+    ),
+    ({"mesh.context": 2, "model.seq_len": 5}, "take model.seq_len=8, or mesh.context=1"),
+    (
+        {"mesh.context": 2, "mesh.tensor": 4, "model.seq_len": 28, "mesh.sequence_parallel": True},
+        "model.seq_len=28 over mesh.context=2 does not divide by mesh.tensor=4: take mesh.tensor=2",
+    ),
     ({"mesh.tensor": 4, "model.num_heads": 12, "model.head_dim": 8, "model.num_kv_heads": 6}, "num_kv_heads=6 neither divides by"),
     ({"mesh.data": 3, "train.batch_size": 3}, "model.d_model=256 does not divide by mesh.data=3, as mesh.zero=1 needs"),
     ({"mesh.data": 2, "mesh.zero": 3, "train.unroll_layers": True}, "train.unroll_layers=True undoes mesh.zero=3"),
+    ({"mesh.context": 2, "train.unroll_layers": True}, "train.unroll_layers=True undoes mesh.context=2"),
     ({"train.recompute": "full", "train.unroll_layers": True}, "train.unroll_layers=True undoes train.recompute=full"),
     (
         {"train.ramp_start_size": 8, "train.ramp_increment": 8, "train.ramp_samples": 9},

@@ -13,9 +13,9 @@ from mtnlg.parallel import mesh as meshes
 RATE = 0.3
 
 
-def dropout(samples=range(4), places=range(8), step=0):
+def dropout(samples=range(4), places=range(8), step=0, keys=range(8)):
     places_L = jnp.asarray(list(places))
-    return prng.Dropout(prng.key(7, prng.DROPOUT, step), jnp.asarray(list(samples)), places_L, places_L)
+    return prng.Dropout(prng.key(7, prng.DROPOUT, step), jnp.asarray(list(samples)), places_L, places_L, jnp.asarray(list(keys)))
 
 
 def test_hidden_mask_of_a_sample_and_place_is_the_same_wherever_it_is_computed():
@@ -28,6 +28,18 @@ def test_attention_mask_follows_the_global_head():
     whole = dropout().attention(jnp.ones((4, 6, 8, 8)), jnp.arange(6), RATE)
     part = dropout(samples=[1]).attention(jnp.ones((1, 2, 8, 8)), jnp.array([4, 5]), RATE)
     np.testing.assert_array_equal(whole[1:2, 4:], part)
+
+
+def test_attention_mask_follows_the_places_of_queries_and_keys():
+    whole = dropout().attention(jnp.ones((4, 6, 8, 8)), jnp.arange(6), RATE)
+    part = dropout(places=[6, 1], keys=[7, 0, 3]).attention(jnp.ones((4, 6, 2, 3)), jnp.arange(6), RATE)
+    np.testing.assert_array_equal(whole[:, :, [6, 1]][..., [7, 0, 3]], part)
+
+
+def test_attention_is_dropped_at_its_rate():
+    x = dropout(range(16), range(32), keys=range(64)).attention(jnp.ones((16, 4, 32, 64)), jnp.arange(4), RATE)
+    assert float(jnp.mean(x > 0)) == pytest.approx(1 - RATE, abs=5 * (RATE * (1 - RATE) / x.size) ** 0.5)
+    np.testing.assert_allclose(x[x > 0], 1 / (1 - RATE), rtol=1e-6)
 
 
 @pytest.mark.parametrize("other", [dropout(step=1), dropout(samples=range(4, 8)), dropout(places=range(8, 16)), dropout().at_layer(3)])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mtnlg.core import schema
+from mtnlg.core.collectives import zigzag
 from mtnlg.core.errors import ConfigError
 from mtnlg.parallel import mesh as meshes
 
@@ -22,13 +23,13 @@ def test_a_smaller_mesh_takes_the_first_devices():
 
 
 def test_too_few_devices():
-    with pytest.raises(ConfigError, match="mesh.replica=4 x mesh.tensor=4 needs 16 devices, and there are 8"):
-        meshes.make(schema.Mesh(replica=4, tensor=4))
+    with pytest.raises(ConfigError, match="mesh.replica=8 x mesh.tensor=4 needs 32 devices, and there are 16"):
+        meshes.make(schema.Mesh(replica=8, tensor=4))
 
 
 def test_a_job_of_several_processes_leaves_no_device_idle(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ConfigError, match="mesh.data=4 needs 4 devices, and there are 8"):
+    with pytest.raises(ConfigError, match="mesh.data=4 needs 4 devices, and there are 16"):
         meshes.make(schema.Mesh(data=4))
 
 
@@ -78,6 +79,21 @@ def test_put_gives_every_device_its_rows():
         replica, _, data, _, _ = (int(place[0]) for place in np.nonzero(mesh.devices == shard.device))
         first = 2 * (2 * replica + data)
         np.testing.assert_array_equal(shard.data, tokens[:, first : first + 2])
+
+
+def test_parts_of_a_sequence_lie_in_zigzag():
+    assert zigzag(12, 3).tolist() == [0, 1, 10, 11, 2, 3, 8, 9, 4, 5, 6, 7]
+    assert zigzag(5, 1).tolist() == list(range(5))
+    mesh = meshes.make(schema.Mesh(data=2, context=2))
+    tokens = np.arange(3 * 4 * 8, dtype=np.int32).reshape(3, 4, 8)
+    everything = jax.P(None, *meshes.BATCH)
+    for there in (meshes.put(mesh, {"tokens": tokens}, everything), meshes.put_rows(mesh, {"tokens": tokens}, 4)):
+        for shard in there["tokens"].addressable_shards:
+            _, _, data, context, _ = (int(place[0]) for place in np.nonzero(mesh.devices == shard.device))
+            places = [[0, 1, 6, 7], [2, 3, 4, 5]][context]
+            np.testing.assert_array_equal(shard.data, tokens[:, 2 * data : 2 * data + 2, places])
+    # What is not parted along the sequence keeps its order.
+    np.testing.assert_array_equal(meshes.put(mesh, {"tokens": tokens}, jax.P("data"))["tokens"], tokens)
 
 
 def test_a_process_reads_the_rows_of_its_devices():

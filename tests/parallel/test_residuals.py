@@ -1,4 +1,5 @@
-"""What the forward keeps for the backward: with ZeRO 3 no whole weight, with sequence parallelism no activation of all places."""
+"""What the forward keeps for the backward: with ZeRO 3 no whole weight, with sequence parallelism no activation of all places, of a
+sequence in parts no scores."""
 
 import dataclasses
 import math
@@ -10,6 +11,7 @@ from jax.extend import core as jex
 
 from mtnlg import spmd
 from mtnlg.core import schema
+from mtnlg.core.collectives import ContextShard
 from mtnlg.core.tree import by_path
 from mtnlg.model import count, transformer
 from mtnlg.parallel import mesh as meshes
@@ -102,3 +104,37 @@ def scores_kept(mesh, recompute) -> bool:
 def test_selective_recomputation_keeps_no_scores(mesh):
     """Under the policies of ZeRO 3 and sequence parallelism too; without it they are there."""
     assert scores_kept(schema.Mesh(data=2, **mesh), "none") and not scores_kept(schema.Mesh(data=2, **mesh), "selective")
+
+
+# Sequences in parts: two devices, of 12 places 6 each.
+
+PARTS = dataclasses.replace(MODEL, seq_len=12)
+SCORES = {ROWS * MODEL.num_heads * queries * keys for queries in (3, 6) for keys in (3, 6, 12)}
+ALL_KEYS = 2 * ROWS * PARTS.seq_len * MODEL.num_heads * MODEL.head_dim
+
+
+@pytest.mark.parametrize("mesh", [{}, {"zero": 3}, {"tensor": 2, "sequence_parallel": True}], ids=str)
+@pytest.mark.parametrize("recompute", ["none", "selective"])
+@pytest.mark.parametrize("ring", [True, False], ids=["ring", "gathered"])
+def test_of_a_sequence_in_parts_no_scores_are_kept(monkeypatch, mesh, recompute, ring):
+    """Nor the keys and values of other devices; queries, own keys and values, what comes out and a number for each query are."""
+    monkeypatch.setattr(spmd, "context_shard", lambda config: ContextShard(config.mesh.context, ring))
+    tensor = mesh.get("tensor", 1)
+    kept = sizes_kept(PARTS, schema.Mesh(data=2, context=2, **mesh), recompute=recompute)
+    assert not kept & {size // tensor for size in SCORES} and ALL_KEYS // tensor not in kept
+    assert ROWS * 6 * MODEL.num_heads * MODEL.head_dim // tensor in kept
+
+
+def test_gathered_keys_that_are_kept_are_noticed(monkeypatch):
+    """Negative control."""
+    monkeypatch.setattr(spmd, "context_shard", lambda config: ContextShard(config.mesh.context, ring=False))
+    monkeypatch.setattr(transformer, "saved", lambda *_, **__: True)
+    assert ALL_KEYS in sizes_kept(PARTS, schema.Mesh(data=2, context=2))
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_scores_of_a_whole_sequence_would_be_noticed(recompute):
+    """Negative control: one device keeps them, unless they are computed again."""
+    model = dataclasses.replace(MODEL, seq_len=6)
+    kept = sizes_kept(model, schema.Mesh(data=2), recompute=recompute)
+    assert (ROWS * MODEL.num_heads * 6 * 6 in kept) == (recompute == "none")

@@ -8,12 +8,13 @@ import numpy as np
 from harness import worst
 
 from mtnlg.core import schema
+from mtnlg.core.collectives import ContextShard
 from mtnlg.parallel import arrangement, timetable
 from mtnlg.parallel import mesh as meshes
 from mtnlg.train import state as states
 from mtnlg.train import step as steps
 
-ROWS, LENGTH, LEARNING_RATES = 16, 8, (3e-3, 2e-3, 1e-3)
+ROWS, LENGTH, LEARNING_RATES = 16, 16, (3e-3, 2e-3, 1e-3)
 SMALL = {"num_layers": 2, "d_model": 16, "num_heads": 8, "head_dim": 4, "d_ff": 32, "vocab_size": 27, "vocab_multiple": 32}
 MODELS = {
     "mtnlg": schema.Model(**SMALL, seq_len=LENGTH, init_std=0.3, dropout_hidden=0.1, dropout_attention=0.1),
@@ -41,7 +42,10 @@ def config_of(model: str, mesh: dict | None = None, num_layers: int = 2, pipelin
 
 
 def batch(seed: int, num_microbatches: int = 1) -> dict:
-    """Packed documents, padding, fractional weights; some rows count for nothing, so that devices have uneven shares of the loss."""
+    """Packed documents, padding (one more segment), fractional weights.
+
+    Some rows count for nothing, so that devices have uneven shares of the loss.
+    """
     random = np.random.default_rng(seed)
     begins = random.random((ROWS, LENGTH)) < 0.2
     begins[:, 0] = True
@@ -54,7 +58,7 @@ def batch(seed: int, num_microbatches: int = 1) -> dict:
     fields = {
         "tokens": random.integers(SMALL["vocab_size"], size=begins.shape),
         "targets": random.integers(SMALL["vocab_size"], size=begins.shape),
-        "positions": np.where(padding, 0, positions),
+        "positions": np.where(padding, places, positions),
         "segment_ids": np.where(padding, 0, segment_ids),
         "weights": weights,
     }
@@ -95,6 +99,11 @@ def worst_difference(seen: dict, expected: dict) -> tuple[float, str]:
             got = functools.reduce(lambda tree, key: tree[key.key], path, ours)
             found.append((float(np.max(np.abs(got - leaf)) / np.max(np.abs(leaf))), f"step {number} {jax.tree_util.keystr(path)}"))
     return max(found)
+
+
+def without_ring(config: schema.Config) -> ContextShard:
+    """In place of `spmd.context_shard`: as with stages."""
+    return ContextShard(config.mesh.context, ring=False)
 
 
 def without(config: schema.Config, **mesh) -> schema.Config:

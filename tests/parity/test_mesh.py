@@ -6,12 +6,14 @@ every level of ZeRO, with and without sequence parallelism, the models in turn.
 
 import dataclasses
 import itertools
+import math
 
 import jax
 import numpy as np
 import pytest
-from meshes import MODELS, ROWS, batch, config_of, on_one_device, three_steps, worst_difference
+from meshes import MODELS, ROWS, batch, config_of, on_one_device, three_steps, without_ring, worst_difference
 
+from mtnlg import spmd
 from mtnlg.core import schema
 from mtnlg.parallel import mesh as meshes
 from mtnlg.train import state as states
@@ -44,22 +46,36 @@ FAST = (
     ("bloom", {"data": 2, "tensor": 2, "zero": 1, "sequence_parallel": True}, {}),
     ("llama", {"data": 4, "tensor": 2, "zero": 3}, {"recompute": "selective"}),
     ("bloom", {"data": 2, "tensor": 4, "zero": 3, "sequence_parallel": True}, {"recompute": "full"}),
+    # sequences in parts: alone, in pairs, with everything
+    ("mtnlg", {"context": 2}, {"recompute": "selective"}),
+    ("llama", {"context": 4}, {"recompute": "full"}),
+    ("bloom", {"context": 8}, {}),
+    ("neox", {"data": 2, "context": 2, "zero": 3}, {"microbatch_size": 2}),
+    ("mtnlg", {"data": 2, "context": 4, "zero": 2}, {"microbatch_size": 2, "recompute": "full"}),
+    ("bloom", {"replica": 2, "context": 4}, {}),
+    ("llama", {"context": 2, "tensor": 4}, {"recompute": "selective"}),
+    ("llama", {"context": 4, "tensor": 2, "sequence_parallel": True}, {}),
+    ("neox", {"data": 2, "context": 2, "tensor": 2, "zero": 0}, {}),
+    ("llama", {"data": 2, "context": 2, "tensor": 2, "zero": 3, "sequence_parallel": True}, {"recompute": "full"}),
+    ("mtnlg", {"replica": 2, "data": 2, "context": 2, "tensor": 2, "zero": 3, "sequence_parallel": True}, {"microbatch_size": 2}),
+    ("bloom", {"replica": 2, "data": 2, "context": 2, "tensor": 2, "zero": 1}, {"recompute": "selective"}),
     # all three
     ("mtnlg", {"replica": 2, "data": 2, "tensor": 2, "zero": 3, "sequence_parallel": True}, {"microbatch_size": 2}),
     ("llama", {"replica": 2, "data": 2, "tensor": 2, "zero": 2, "sequence_parallel": True}, {"microbatch_size": 2}),
 )
 
-DEGREES = [d for d in itertools.product((1, 2, 4, 8), repeat=3) if 1 < d[0] * d[1] * d[2] <= 8]
+DEGREES = [d for d in itertools.product((1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4), (1, 2, 4, 8)) if 1 < math.prod(d) <= 8]
 
 
 def every_mesh():
-    """Each (replica, data, tensor) of up to 8 devices, with all that changes something on it."""
+    """Each (replica, data, context, tensor) of up to 8 devices, with all that changes something on it; ZeRO 1 and 3 with context."""
     models = itertools.cycle(MODELS)
-    for replica, data, tensor in DEGREES:
-        for zero in range(4) if data > 1 else (1,):
+    for replica, data, context, tensor in DEGREES:
+        for zero in (1,) if data == 1 else range(4) if context == 1 else (1, 3):
             for sequence_parallel in (False, True) if tensor > 1 else (False,):
-                mesh = {"replica": replica, "data": data, "tensor": tensor, "zero": zero, "sequence_parallel": sequence_parallel}
-                yield next(models), mesh, {"microbatch_size": max(ROWS // (2 * replica * data), 1)}
+                mesh = {"replica": replica, "data": data, "context": context, "tensor": tensor}
+                train = {"microbatch_size": max(ROWS // (2 * replica * data), 1)}
+                yield next(models), mesh | {"zero": zero, "sequence_parallel": sequence_parallel}, train
 
 
 def name_of(case) -> str:
@@ -86,6 +102,20 @@ def test_three_steps_equal_one_device(case):
     check(*case)
 
 
+GATHERED = (
+    ("mtnlg", {"context": 2}, {"recompute": "full"}),
+    ("llama", {"context": 4, "tensor": 2, "sequence_parallel": True}, {"microbatch_size": 8}),
+    ("bloom", {"data": 2, "context": 4, "zero": 3}, {}),
+)
+
+
+@pytest.mark.parametrize("case", GATHERED, ids=name_of)
+def test_gathered_keys_give_what_the_ring_gives(monkeypatch, case):
+    """As with stages, where there is no ring."""
+    monkeypatch.setattr(spmd, "context_shard", without_ring)
+    check(*case)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", list(every_mesh()), ids=name_of)
 def test_every_mesh_equals_one_device(case):
@@ -104,9 +134,11 @@ def test_recomputation_and_unrolling_on_the_mesh(model, recompute, unroll_layers
 # Narrower numbers
 
 
-@pytest.mark.parametrize("zero", [2, 3])
-def test_float32_on_the_mesh(zero):
-    mesh = {"data": 2, "tensor": 4, "zero": zero, "sequence_parallel": True}
+@pytest.mark.parametrize(
+    "mesh", [{"data": 2, "tensor": 4, "zero": 2}, {"data": 2, "tensor": 4, "zero": 3}, {"context": 4, "tensor": 2}], ids=str
+)
+def test_float32_on_the_mesh(mesh):
+    mesh |= {"sequence_parallel": True}
     check("llama", mesh, {}, SINGLE, compute_dtype="float32", param_dtype="float32")
 
 

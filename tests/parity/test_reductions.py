@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from harness import worst
-from meshes import batch, config_of
+from meshes import batch, config_of, without_ring
 
 from mtnlg import spmd
 from mtnlg.core import collectives
 from mtnlg.infer.engine import Engine, Request
+from mtnlg.model import blockwise
 from mtnlg.parallel import mesh as meshes
 from mtnlg.train import state as states
 
@@ -35,11 +36,14 @@ TRAINING = {
     "zero 3": ("mtnlg", {"data": 2, "tensor": 2, "zero": 3}),
     "replicas of shards": ("neox", {"replica": 2, "data": 2, "zero": 2}),
     "copied key/value heads": ("llama", {"tensor": 4}),
+    "ring": ("bloom", {"data": 2, "context": 4, "zero": 1}),
+    "gathered keys": ("bloom", {"context": 2}),
 }
 IN_AND_OUT = ["attention, into its heads", "attention, out of its heads", "feed-forward, into its columns", "feed-forward, out of its rows"]
 EMBEDDING, HEAD = "embedding, out of the rows of the vocabulary", "head, into the rows of the vocabulary"
 LARGEST = "largest logit of the whole vocabulary"
 EXPONENTIALS = "sum of exponentials, and the target's logit, over the vocabulary"
+PLACES = "positions and segments, of all places"
 SCALARS = ["loss, over samples", "weight, over samples"]
 USED = {
     "zero 1, sequence parallel": [
@@ -85,6 +89,24 @@ USED = {
         EXPONENTIALS,
         "gradients, over heads or places",
     ],
+    "ring": [
+        blockwise.KEYS,
+        blockwise.GRADIENTS,
+        PLACES,
+        *SCALARS,
+        "mean squares, over samples and places",
+        "gradients, over samples",
+        "weights, gathered for the step",
+        "gradients, over samples, each device its shards",
+    ],
+    "gathered keys": [
+        blockwise.ALL_KEYS,
+        f"{blockwise.ALL_KEYS}, backward",
+        PLACES,
+        *SCALARS,
+        "mean squares, over samples and places",
+        "gradients, over samples",
+    ],
 }
 # A control for each collective once, and again where another mesh uses it in another way.
 CONTROLS = [("zero 1, sequence parallel", why) for why in USED["zero 1, sequence parallel"]]
@@ -93,6 +115,15 @@ CONTROLS += [
 ]
 CONTROLS += [("replicas of shards", why) for why in USED["replicas of shards"][-2:]]
 CONTROLS += [("copied key/value heads", "gradients, over heads or places")]
+CONTROLS += [("ring", why) for why in USED["ring"][:-2]] + [("gathered keys", why) for why in USED["gathered keys"]]
+
+
+@pytest.fixture
+def case(request, monkeypatch) -> str:
+    """The name of a row of TRAINING; gathered keys belong to meshes with stages."""
+    if request.param == "gathered keys":
+        monkeypatch.setattr(spmd, "context_shard", without_ring)
+    return request.param
 
 
 def sums_of(model, mesh):
@@ -132,11 +163,12 @@ def take_away(monkeypatch, why: str) -> None:
 
     patched("all_reduce", lambda x, *_: x)
     patched("all_max", lambda x, *_: x)
+    patched("permute", lambda x, *_: x)
     patched("reduce_scatter", own_share)
     patched("all_gather", lambda x, axis, dim, *_: jnp.concatenate([x] * collectives.degree(axis), dim))
 
 
-@pytest.mark.parametrize(("case", "why"), CONTROLS)
+@pytest.mark.parametrize(("case", "why"), CONTROLS, indirect=["case"])
 def test_without_a_collective_the_step_is_wrong(monkeypatch, case, why):
     model, mesh = TRAINING[case]
     expected = sums_on_one_device(model)
@@ -159,12 +191,12 @@ def record(monkeypatch) -> set[str]:
 
         monkeypatch.setattr(collectives, kind, collective)
 
-    for kind in ("all_reduce", "all_max", "reduce_scatter", "all_gather"):
+    for kind in ("all_reduce", "all_max", "reduce_scatter", "all_gather", "permute"):
         recorded(kind)
     return seen
 
 
-@pytest.mark.parametrize("case", TRAINING)
+@pytest.mark.parametrize("case", TRAINING, indirect=True)
 def test_these_are_all_collectives_of_a_step(monkeypatch, case):
     """So that a new one cannot come without its control."""
     model, mesh = TRAINING[case]
@@ -175,14 +207,14 @@ def test_these_are_all_collectives_of_a_step(monkeypatch, case):
     assert seen == set(USED[case])
 
 
-SCORING = {LARGEST, EXPONENTIALS, "first of the likeliest tokens"}
+SCORING = {LARGEST, EXPONENTIALS, "first of the likeliest tokens", "scores, of all places"}
 GENERATION = {"logits, of the whole vocabulary", "logits, of all rows"}
 
 
 def test_scores_and_generation_use_no_other(monkeypatch):
     """Beside those of a step, which the block brings along, only what is taken away below."""
     seen = record(monkeypatch)
-    mesh = {"replica": 2, "data": 2, "tensor": 2, "sequence_parallel": True}
+    mesh = {"replica": 2, "data": 2, "context": 2, "tensor": 2, "sequence_parallel": True}
     scores(mesh)
     generated("mtnlg", mesh)
     assert SCORING | GENERATION <= seen <= SCORING | GENERATION | {why for _, why in CONTROLS}
@@ -203,6 +235,8 @@ MESHES = [
     {"data": 4, "tensor": 2, "zero": 3},
     {"data": 2, "tensor": 4, "zero": 1, "sequence_parallel": True},
     {"replica": 2, "data": 2, "tensor": 2, "zero": 2},
+    {"data": 2, "context": 4, "zero": 3},
+    {"context": 2, "tensor": 4, "sequence_parallel": True},
 ]
 
 
@@ -218,7 +252,7 @@ def test_scores_equal_one_device(mesh):
 def test_without_a_collective_the_scores_are_wrong(monkeypatch, why):
     expected = scores({})
     take_away(monkeypatch, why)
-    nll, greedy = scores({"tensor": 4})
+    nll, greedy = scores({"context": 2, "tensor": 2})
     assert not (np.allclose(nll, expected[0], rtol=EXACT) and np.array_equal(greedy, expected[1]))
 
 
@@ -244,6 +278,7 @@ generated_alone = functools.cache(lambda model: generated(model, {}))
         ("llama", {"tensor": 4}),
         ("bloom", {"data": 2, "tensor": 2, "zero": 3, "sequence_parallel": True}),
         ("mtnlg", {"replica": 2, "data": 4}),
+        ("llama", {"data": 2, "context": 4, "tensor": 2, "sequence_parallel": True}),
     ],
 )
 def test_generation_equals_one_device(model, mesh):

@@ -8,7 +8,7 @@ from meshes import MODELS
 
 from mtnlg.core import config as configs
 from mtnlg.core import schema
-from mtnlg.core.errors import ConfigError
+from mtnlg.model import blockwise
 from mtnlg.plan import collectives
 from mtnlg.plan.collectives import Collective
 
@@ -33,6 +33,7 @@ def counts(config, part: str) -> Counter:
         ("all_reduce", ("data", "tensor"), 2 * 7 * 50),
         ("reduce_scatter", ("tensor",), 3 * 100),
         ("all_gather", ("tensor",), 3 * 400),  # the operand is a quarter of the whole
+        ("collective_permute", ("tensor",), 400),
     ],
 )
 def test_bytes_of_a_ring(kind, axes, sent):
@@ -76,7 +77,7 @@ def test_sequence_parallelism_sends_the_same_bytes_in_two_halves():
             sum(row.times * row.collective.sent_bytes(config.mesh) for row in collectives.predict(config) if row.part == part)
             for config in (whole, parted)
         ]
-        once = 3 * 16 * 8 * 16 // 4 * 4  # three quarters of [16, 8, 16] in float32
+        once = 3 * 16 * 16 * 16 // 4 * 4  # three quarters of [16, 16, 16] in float32
         assert sent == [2 * 2 * once, (2 * 2 + again) * once]
     kinds = {row.collective.kind for row in collectives.predict(parted) if row.part.startswith("layer")}
     assert kinds == {"all_gather", "reduce_scatter"}
@@ -132,12 +133,12 @@ def test_microbatches_repeat_what_is_theirs():
 
 
 def test_dtypes_follow_the_config():
-    train = {"compute_dtype": "bfloat16", "reduce_dtype": "bfloat16", "loss_chunk_tokens": 40}
+    train = {"compute_dtype": "bfloat16", "reduce_dtype": "bfloat16", "loss_chunk_tokens": 80}
     rows = collectives.predict(config_on(replica=2, data=2, tensor=2, zero=1, train=train))
     dtypes = {why: {row.collective.dtype for row in rows if row.collective.why.startswith(why)} for why in ("gradients", "weights", "loss")}
     assert dtypes == {"gradients": {"bfloat16"}, "weights": {"bfloat16", "float32"}, "loss": {"float32"}}
     chunks = [row for row in rows if row.collective.why == "largest logit of the whole vocabulary"]
-    assert [(row.times, row.collective.num_elements, row.collective.dtype) for row in chunks] == [(1, 32, "float32")]
+    assert [(row.times, row.collective.num_elements, row.collective.dtype) for row in chunks] == [(1, 64, "float32")]
 
 
 def test_one_of_the_copied_key_value_heads_is_gathered():
@@ -154,6 +155,42 @@ def test_one_of_the_copied_key_value_heads_is_gathered():
     assert counts(dataclasses.replace(config, mesh=schema.Mesh(data=2, tensor=2, zero=3)), "step")[summed] == 2
 
 
-def test_an_axis_without_a_program_is_refused():
-    with pytest.raises(ConfigError, match="mesh.context=2: this version has no context parallelism yet"):
-        collectives.predict(config_on(context=2))
+KEYS = 2 * 16 * 4 * 8 * 4  # of 16 rows, 4 places, 8 heads of 4
+
+
+def test_a_ring_moves_keys_once_and_twice_and_brings_their_gradients_home():
+    """Round four devices: keys and values three steps in the forward and three in the backward, gradients four."""
+    train = {"compute_dtype": "bfloat16"}
+    found = {
+        (row.part, row.collective.why): (row.times, row.collective.dtype, row.collective.num_elements)
+        for row in collectives.predict(config_on(context=4, train=train))
+        if row.collective.kind == "collective_permute"
+    }
+    assert found == {
+        ("layer, forward", blockwise.KEYS): (3, "bfloat16", KEYS),
+        ("layer, backward", blockwise.KEYS): (3, "bfloat16", KEYS),
+        ("layer, backward", blockwise.GRADIENTS): (4, "float32", KEYS),
+    }
+    again = collectives.predict(config_on(context=4, train={"recompute": "full"}))
+    times = [row.times for row in again if row.part == "layer, backward" and row.collective.why == blockwise.KEYS]
+    assert times == [6], "with everything computed again the forward's ring goes round once more"
+
+
+def test_with_stages_keys_are_gathered():
+    found = {
+        (row.part, row.collective.kind): (row.times, row.collective.num_elements)
+        for row in collectives.predict(config_on(context=4, pipe=2))
+        if row.collective.why.startswith(blockwise.ALL_KEYS)
+    }
+    assert found == {
+        ("layer, forward", "all_gather"): (1, KEYS),
+        ("layer, backward", "all_gather"): (1, KEYS),
+        ("layer, backward", "reduce_scatter"): (1, 4 * KEYS),
+    }
+
+
+def test_gradients_of_shards_are_summed_over_context():
+    """Each device has read its own places: biases and norms over both axes, matrices on their shards."""
+    rows = collectives.predict(config_on(data=2, context=2))
+    sums = Counter(row.collective.axes for row in rows for _ in range(row.times) if row.collective.why == "gradients, over samples")
+    assert sums == {("context",): 7, ("data", "context"): 11}

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
-from meshes import MODELS, config_of
+from meshes import MODELS, config_of, without_ring
 
+from mtnlg import spmd
 from mtnlg.core import collectives as house
 from mtnlg.core import schema
-from mtnlg.model import transformer
+from mtnlg.model import blockwise, transformer
 from mtnlg.parallel import mesh as meshes
 from mtnlg.parallel import zero
 from mtnlg.plan import collectives, lowered
@@ -30,19 +31,22 @@ FAST = (
     ("bloom", {"replica": 2, "data": 2, "tensor": 2, "zero": 1, "sequence_parallel": True}, {"unroll_layers": True}),
     ("mtnlg", {"replica": 2, "data": 2, "tensor": 2, "zero": 3, "sequence_parallel": True}, RAREST),
     ("llama", {"data": 2, "tensor": 4, "zero": 3, "sequence_parallel": True}, {"recompute": "none", "compute_dtype": "bfloat16"}),
+    ("bloom", {"data": 2, "context": 4, "zero": 1}, {"recompute": "full", "compute_dtype": "bfloat16"}),
+    ("neox", {"replica": 2, "context": 2, "tensor": 2, "zero": 0}, {"recompute": "selective", "microbatch_size": 2}),
+    ("llama", {"data": 2, "context": 2, "tensor": 4, "zero": 3, "sequence_parallel": True}, {"recompute": "none"}),
 )  # fmt: skip
 
 
 def every_case():
-    """Each (replica, data, tensor) of up to 8 devices with all that changes something on it; models, recomputation and dtypes in turn."""
+    """Each (replica, data, context, tensor) of up to 8 devices with all that changes something on it; the rest in turn."""
     turns = itertools.cycle(itertools.product(MODELS, ("none", "selective", "full"), (1, 2), ({}, BF16, {"compute_dtype": "bfloat16"})))
-    for replica, data, tensor in itertools.product((1, 2, 4, 8), repeat=3):
-        if not 1 < replica * data * tensor <= 8:
+    for replica, data, context, tensor in itertools.product((1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4), (1, 2, 4, 8)):
+        if not 1 < replica * data * context * tensor <= 8:
             continue
-        for level in range(4) if data > 1 else (1, 3):
+        for level in range(4) if data > 1 and context == 1 else (1, 3):
             for parted in (False, True) if tensor > 1 else (False,):
                 model, recompute, microbatches, dtypes = next(itertools.islice(turns, 6, None))  # seven on: every pair comes up
-                mesh = {"replica": replica, "data": data, "tensor": tensor, "zero": level, "sequence_parallel": parted}
+                mesh = {"replica": replica, "data": data, "context": context, "tensor": tensor, "zero": level, "sequence_parallel": parted}
                 yield model, mesh, {"recompute": recompute, "microbatch_size": 16 // (replica * data * microbatches), **dtypes}
 
 
@@ -84,6 +88,17 @@ def test_one_device_has_none():
     assert both("llama", {"zero": 3}, {}) == ({}, {})
 
 
+@pytest.mark.parametrize("train", [{}, {"recompute": "selective"}, {"recompute": "full", "compute_dtype": "bfloat16"}], ids=str)
+def test_gathered_keys_as_stages_need_them(monkeypatch, train):
+    """Without the stages, which have no program yet."""
+    mesh = {"data": 2, "context": 4, "zero": 1}
+    monkeypatch.setattr(spmd, "context_shard", without_ring)
+    monkeypatch.setattr(collectives._Step, "rings", False)
+    predicted, found = both("llama", mesh, train)
+    assert found == predicted
+    assert {blockwise.ALL_KEYS, f"{blockwise.ALL_KEYS}, backward"} < {one.why for one in found}
+
+
 def difference(predicted, found) -> dict[str, int]:
     """{why: how many more the program has}."""
     return {one.why: found[one] - predicted[one] for one in {**predicted, **found} if found[one] != predicted[one]}
@@ -91,7 +106,7 @@ def difference(predicted, found) -> dict[str, int]:
 
 def test_weights_that_are_kept_instead_of_gathered_again_are_noticed(monkeypatch):
     """Negative control, and a fault that this comparison found: ZeRO 3 that saves every whole weight for the backward."""
-    monkeypatch.setattr(transformer, "_saved", lambda *_, **__: True)
+    monkeypatch.setattr(transformer, "saved", lambda *_, **__: True)
     assert difference(*both("bloom", {"data": 2, "zero": 3}, {})).keys() == {"weights, gathered for one block"}
 
 
@@ -102,7 +117,8 @@ def test_a_sum_that_is_missing_is_noticed(monkeypatch):
 
 
 def test_loops_calls_and_branches_are_counted():
-    """One sum before everything, one in a loop of 3 in a loop of 5, one in a called function, one in a loop of a traced bound."""
+    """One sum before everything, one in a loop of 3 in a loop of 5, a permute and a gather in a called function, a sum in a loop of a
+    traced bound."""
     mesh = meshes.make(schema.Mesh(data=2, tensor=2))
 
     def reduced(x, why):
@@ -110,6 +126,7 @@ def test_loops_calls_and_branches_are_counted():
 
     @jax.jit
     def called(x):
+        x = house.permute(x, "data", "round")
         return house.all_gather(x, "data", 0, "called")[: x.shape[0]]
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(), P()), out_specs=P(), check_vma=False)
@@ -126,6 +143,7 @@ def test_loops_calls_and_branches_are_counted():
     assert lowered.count(step, mesh, num_microbatches=7) == {
         Collective("all_reduce", both_axes, "before", "bfloat16", 8): 1,
         Collective("reduce_scatter", ("tensor",), "inner", "bfloat16", 8): 15,
+        Collective("collective_permute", ("data",), "round", "bfloat16", 8): 5,
         Collective("all_gather", ("data",), "called", "bfloat16", 8): 5,
         Collective("all_reduce", both_axes, "traced", "bfloat16", 8): 7,
         Collective("all_reduce", ("tensor",), "branch", "bfloat16", 8): 1,
@@ -140,6 +158,10 @@ def test_axes_are_known_by_their_groups(number):
         assert lowered.axes_of(groups, degrees) == axes
         halves = [part for group in groups for part in (group[:1], group[1:])]
         assert lowered.axes_of(halves, degrees) == lowered.NO_AXES
+
+
+def test_rings_are_the_cycles_of_a_permutation():
+    assert lowered.cycles([[0, 2], [1, 3], [2, 4], [3, 1], [4, 0]]) == [[0, 2, 4], [1, 3]]
 
 
 def test_groups_are_those_of_neighbours_in_the_mesh():

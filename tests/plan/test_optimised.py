@@ -130,6 +130,16 @@ def test_groups_are_read_in_every_way_that_xla_writes_them(groups, axes):
     assert instruction.operands[0].collective.axes == axes
 
 
+def test_a_permute_is_read_by_its_pairs():
+    text = line(kind="collective-permute", result="f32[2,3]{1,0}").replace(
+        "replica_groups={{0,1},{2,3},{4,5},{6,7}}", "source_target_pairs={}"
+    )
+    pairs = "{{0,2},{2,0},{1,3},{3,1},{4,6},{6,4},{5,7},{7,5}}"
+    (instruction,) = program(text.replace("source_target_pairs={}", f"source_target_pairs={pairs}"))
+    collective = instruction.operands[0].collective
+    assert (collective.kind, collective.axes, collective.num_elements) == ("collective_permute", ("data",), 6)
+
+
 def test_what_cannot_be_read_is_not_passed_over():
     with pytest.raises(NotImplementedError, match="groups of devices in a way that is new"):
         program(line(groups="somehow"))

@@ -44,12 +44,13 @@ def oracle_nats(spec, params, ids):
     return total
 
 
-@pytest.fixture(scope="module")
-def case():
-    """(spec, params, mesh, program), compiled once for every stream."""
+@pytest.fixture(scope="module", params=[{}, {"data": 2, "context": 3}], ids=str)
+def case(request):
+    """(spec, params, mesh, program), compiled once for every stream; in parts too, where weights must find their places."""
     with jax.enable_x64(True):
         spec, params, _, _ = make("mtnlg")
         config = config_of(spec, SEQ_LEN, VARIANTS["mtnlg"][1], loss_chunk_tokens=5)
+        config = dataclasses.replace(config, mesh=schema.Mesh(**request.param))
         mesh = meshes.make(config.mesh)
         return spec, params, mesh, evaluate.program(config, mesh)
 
