@@ -108,10 +108,11 @@ class Stage:
         return jax.lax.cond(begins, lambda: self.embedded(self.outer["embedding"], row), lambda: x_BLD)
 
     def send(self, mailbox, row: Row, x_BLD):
-        """The mailbox after every stage has sent what it made to both neighbours."""
-        from_previous = collectives.permute(x_BLD, "pipe", 1, "messages, to the next stage")
-        from_next = collectives.permute(x_BLD, "pipe", -1, "messages, to the stage before")
-        for slot, letter in (("from_previous", from_previous), ("from_next", from_next), ("from_self", x_BLD)):
+        """The mailbox after every stage has sent what it made to both neighbours, which of two stages are one."""
+        letters = {"from_self": x_BLD, "from_previous": collectives.permute(x_BLD, "pipe", 1, "messages, to the next stage")}
+        if collectives.degree("pipe") > 2:
+            letters["from_next"] = collectives.permute(x_BLD, "pipe", -1, "messages, to the stage before")
+        for slot, letter in letters.items():
             mailbox = jax.lax.dynamic_update_index_in_dim(mailbox, letter, row[slot], 0)
         return mailbox
 

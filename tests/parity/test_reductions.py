@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from harness import worst
-from meshes import batch, config_of, without_ring
+from meshes import batch, config_of
 
 from mtnlg import spmd
 from mtnlg.core import collectives
 from mtnlg.infer.engine import Engine, Request
 from mtnlg.model import blockwise
+from mtnlg.parallel import arrangement, timetable
 from mtnlg.parallel import mesh as meshes
 from mtnlg.train import state as states
 
@@ -37,14 +38,14 @@ TRAINING = {
     "replicas of shards": ("neox", {"replica": 2, "data": 2, "zero": 2}),
     "copied key/value heads": ("llama", {"tensor": 4}),
     "ring": ("bloom", {"data": 2, "context": 4, "zero": 1}),
-    "gathered keys": ("bloom", {"context": 2}),
+    "stages and gathered keys": ("bloom", {"pipe": 4, "context": 2}),
 }
 IN_AND_OUT = ["attention, into its heads", "attention, out of its heads", "feed-forward, into its columns", "feed-forward, out of its rows"]
 EMBEDDING, HEAD = "embedding, out of the rows of the vocabulary", "head, into the rows of the vocabulary"
 LARGEST = "largest logit of the whole vocabulary"
 EXPONENTIALS = "sum of exponentials, and the target's logit, over the vocabulary"
 PLACES = "positions and segments, of all places"
-SCALARS = ["loss, over samples", "weight, over samples"]
+SCALARS = ["loss, over stages and tokens", "weight, over stages and tokens"]
 USED = {
     "zero 1, sequence parallel": [
         *IN_AND_OUT,
@@ -54,7 +55,7 @@ USED = {
         LARGEST,
         EXPONENTIALS,
         *SCALARS,
-        "mean squares, over samples and places",
+        "mean squares, over tokens",
         "weights, gathered for the step",
         "gradients, over samples, each device its shards",
         "gradients, over samples",
@@ -68,14 +69,14 @@ USED = {
         LARGEST,
         EXPONENTIALS,
         *SCALARS,
-        "mean squares, over samples and places",
+        "mean squares, over tokens",
         "weights, gathered for one block",
         "gradients of one block, over samples",
         "gradients, over samples",
     ],
     "replicas of shards": [
         *SCALARS,
-        "mean squares, over samples and places",
+        "mean squares, over tokens",
         "weights, gathered for the step",
         "gradients, over samples, each device its shards",
         "gradients, over samples",
@@ -94,43 +95,40 @@ USED = {
         blockwise.GRADIENTS,
         PLACES,
         *SCALARS,
-        "mean squares, over samples and places",
+        "mean squares, over tokens",
         "gradients, over samples",
         "weights, gathered for the step",
         "gradients, over samples, each device its shards",
     ],
-    "gathered keys": [
+    "stages and gathered keys": [
+        "messages, to the next stage",
+        "messages, to the stage before",
+        "embedding and head, gathered for the step",
+        "gradients, over stages",
+        "gradients, over stages, each device its shards",
+        "mean squares, of all stages",
         blockwise.ALL_KEYS,
         f"{blockwise.ALL_KEYS}, backward",
         PLACES,
         *SCALARS,
-        "mean squares, over samples and places",
+        "mean squares, over tokens",
         "gradients, over samples",
     ],
 }
 # A control for each collective once, and again where another mesh uses it in another way.
 CONTROLS = [("zero 1, sequence parallel", why) for why in USED["zero 1, sequence parallel"]]
-CONTROLS += [
-    ("zero 3", why) for why in USED["zero 3"] if why not in (*SCALARS, LARGEST, EXPONENTIALS, "mean squares, over samples and places")
-]
+CONTROLS += [("zero 3", why) for why in USED["zero 3"] if why not in (*SCALARS, LARGEST, EXPONENTIALS, "mean squares, over tokens")]
 CONTROLS += [("replicas of shards", why) for why in USED["replicas of shards"][-2:]]
 CONTROLS += [("copied key/value heads", "gradients, over heads or places")]
-CONTROLS += [("ring", why) for why in USED["ring"][:-2]] + [("gathered keys", why) for why in USED["gathered keys"]]
-
-
-@pytest.fixture
-def case(request, monkeypatch) -> str:
-    """The name of a row of TRAINING; gathered keys belong to meshes with stages."""
-    if request.param == "gathered keys":
-        monkeypatch.setattr(spmd, "context_shard", without_ring)
-    return request.param
+CONTROLS += [("ring", why) for why in USED["ring"][:-2]] + [("stages and gathered keys", why) for why in USED["stages and gathered keys"]]
 
 
 def sums_of(model, mesh):
     config = config_of(model, mesh)
     made = meshes.make(config.mesh)
-    params = states.make(config, made).params
-    return jax.device_get(jax.jit(spmd.loss_and_grad(config, made))(params, meshes.put(made, batch(0), ALL), 1, 0))
+    params, fields = states.make(config, made).params, meshes.put(made, batch(0), ALL)
+    sums = jax.jit(spmd.loss_and_grad(config, made))(params, fields, 1, 0, timetable.on_mesh(config, made, 1))
+    return jax.device_get(sums | {"grads": arrangement.canonical(config, made, sums["grads"])})
 
 
 @functools.cache
@@ -168,7 +166,7 @@ def take_away(monkeypatch, why: str) -> None:
     patched("all_gather", lambda x, axis, dim, *_: jnp.concatenate([x] * collectives.degree(axis), dim))
 
 
-@pytest.mark.parametrize(("case", "why"), CONTROLS, indirect=["case"])
+@pytest.mark.parametrize(("case", "why"), CONTROLS)
 def test_without_a_collective_the_step_is_wrong(monkeypatch, case, why):
     model, mesh = TRAINING[case]
     expected = sums_on_one_device(model)
@@ -196,18 +194,19 @@ def record(monkeypatch) -> set[str]:
     return seen
 
 
-@pytest.mark.parametrize("case", TRAINING, indirect=True)
+@pytest.mark.parametrize("case", TRAINING)
 def test_these_are_all_collectives_of_a_step(monkeypatch, case):
     """So that a new one cannot come without its control."""
     model, mesh = TRAINING[case]
     config = config_of(model, mesh)
     made = meshes.make(config.mesh)
     seen = record(monkeypatch)
-    jax.eval_shape(spmd.loss_and_grad(config, made), states.abstract(config, made).params, batch(0), jnp.int32(1), jnp.int32(0))
+    arguments = (states.abstract(config, made).params, batch(0), jnp.int32(1), jnp.int32(0), timetable.of(config, 1))
+    jax.eval_shape(spmd.loss_and_grad(config, made), *arguments)
     assert seen == set(USED[case])
 
 
-SCORING = {LARGEST, EXPONENTIALS, "first of the likeliest tokens", "scores, of all places"}
+SCORING = {LARGEST, EXPONENTIALS, "first of the likeliest tokens", "scores, of all places", "scores, from the last stage"}
 GENERATION = {"logits, of the whole vocabulary", "logits, of all rows"}
 
 
@@ -216,6 +215,7 @@ def test_scores_and_generation_use_no_other(monkeypatch):
     seen = record(monkeypatch)
     mesh = {"replica": 2, "data": 2, "context": 2, "tensor": 2, "sequence_parallel": True}
     scores(mesh)
+    scores({"pipe": 2, "context": 2, "tensor": 2})
     generated("mtnlg", mesh)
     assert SCORING | GENERATION <= seen <= SCORING | GENERATION | {why for _, why in CONTROLS}
 
@@ -224,7 +224,7 @@ def test_scores_and_generation_use_no_other(monkeypatch):
 
 
 def scores(mesh):
-    config = config_of("mtnlg", mesh)
+    config = config_of("mtnlg", mesh, num_layers=4, microbatch_size=2)
     made = meshes.make(config.mesh)
     fields = {name: array[0] for name, array in batch(1).items()}
     params = states.make(config, made).params
@@ -237,6 +237,8 @@ MESHES = [
     {"replica": 2, "data": 2, "tensor": 2, "zero": 2},
     {"data": 2, "context": 4, "zero": 3},
     {"context": 2, "tensor": 4, "sequence_parallel": True},
+    {"pipe": 4, "data": 2, "zero": 2},
+    {"pipe": 2, "context": 2, "tensor": 2, "sequence_parallel": True},
 ]
 
 
@@ -252,7 +254,7 @@ def test_scores_equal_one_device(mesh):
 def test_without_a_collective_the_scores_are_wrong(monkeypatch, why):
     expected = scores({})
     take_away(monkeypatch, why)
-    nll, greedy = scores({"context": 2, "tensor": 2})
+    nll, greedy = scores({"pipe": 2, "context": 2, "tensor": 2})
     assert not (np.allclose(nll, expected[0], rtol=EXACT) and np.array_equal(greedy, expected[1]))
 
 
