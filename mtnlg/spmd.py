@@ -150,7 +150,7 @@ def loss_and_grad(config: schema.Config, mesh: Mesh):
         else:
             nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(one, 0))
             sums = jax.lax.fori_loop(0, num_microbatches, lambda m, sums: jax.tree.map(jnp.add, sums, one(m)), nothing)
-        # Every device has read its own samples; the step's sums are those of all of them. Once a step, after accumulation.
+        # Every device has read its own tokens; the step's sums are those of all of them. Once a step, after accumulation.
         for name in ("loss", "weight"):
             sums[name] = collectives.all_reduce(sums[name], TOKEN_AXES, f"{name}, over samples")
         places = ("tensor",) if shard.shards_sequence else ()
