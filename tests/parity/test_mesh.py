@@ -52,7 +52,7 @@ FAST = (
     ("bloom", {"context": 8}, {}),
     ("neox", {"data": 2, "context": 2, "zero": 3}, {"microbatch_size": 2}),
     ("mtnlg", {"data": 2, "context": 4, "zero": 2}, {"microbatch_size": 2, "recompute": "full"}),
-    ("bloom", {"replica": 2, "context": 4}, {}),
+    ("bloom", {"replica": 2, "context": 4}, {"unroll_layers": True}),
     ("llama", {"context": 2, "tensor": 4}, {"recompute": "selective"}),
     ("llama", {"context": 4, "tensor": 2, "sequence_parallel": True}, {}),
     ("neox", {"data": 2, "context": 2, "tensor": 2, "zero": 0}, {}),
