@@ -160,13 +160,8 @@ def _pipeline(config):
 
 def _layers(config):
     train, mesh = config.train, config.mesh
-    undone = {
-        "mesh.zero=3": mesh.zero == 3,
-        f"mesh.context={mesh.context}": mesh.context > 1,
-        f"train.recompute={train.recompute}": train.recompute != "none",
-    }
-    if train.unroll_layers and any(undone.values()):
-        key = next(key for key, is_undone in undone.items() if is_undone)
+    if train.unroll_layers and (mesh.zero == 3 or train.recompute != "none"):
+        key = "mesh.zero=3" if mesh.zero == 3 else f"train.recompute={train.recompute}"
         yield (
             f"train.unroll_layers=True undoes {key}: without a loop between them the compiler merges what the backward makes again "
             "with what the forward made; take train.unroll_layers=False"

@@ -2,7 +2,7 @@
 
 Ring attention (Liu et al. 2023, arXiv 2310.01889) with parts in zigzag: a device of rank i among c has chunks i and 2c-1-i of its
 sequences, and so does the block of keys and values that starts on rank j. Of the four pairs (half of the queries, half of the keys)
-two hold all that the causal mask leaves, whatever i and j != i are, so that all devices have the same work in every step.
+two hold all that the causal mask leaves, whatever i and j != i are, and three of the own block's: the same work everywhere, every step.
 
 No scores beyond one pair's exist at a time, none are kept: the backward makes them again from the logarithm of the softmax's sum.
 """

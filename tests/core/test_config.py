@@ -146,7 +146,6 @@ MESHES = (
     ({"mesh.tensor": 4, "model.num_heads": 12, "model.head_dim": 8, "model.num_kv_heads": 6}, "num_kv_heads=6 neither divides by"),
     ({"mesh.data": 3, "train.batch_size": 3}, "model.d_model=256 does not divide by mesh.data=3, as mesh.zero=1 needs"),
     ({"mesh.data": 2, "mesh.zero": 3, "train.unroll_layers": True}, "train.unroll_layers=True undoes mesh.zero=3"),
-    ({"mesh.context": 2, "train.unroll_layers": True}, "train.unroll_layers=True undoes mesh.context=2"),
     ({"train.recompute": "full", "train.unroll_layers": True}, "train.unroll_layers=True undoes train.recompute=full"),
     (
         {"train.ramp_start_size": 8, "train.ramp_increment": 8, "train.ramp_samples": 9},

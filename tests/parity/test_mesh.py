@@ -52,7 +52,7 @@ FAST = (
     ("bloom", {"context": 8}, {}),
     ("neox", {"data": 2, "context": 2, "zero": 3}, {"microbatch_size": 2}),
     ("mtnlg", {"data": 2, "context": 4, "zero": 2}, {"microbatch_size": 2, "recompute": "full"}),
-    ("bloom", {"replica": 2, "context": 4}, {}),
+    ("bloom", {"replica": 2, "context": 4}, {"unroll_layers": True}),
     ("llama", {"context": 2, "tensor": 4}, {"recompute": "selective"}),
     ("llama", {"context": 4, "tensor": 2, "sequence_parallel": True}, {}),
     ("neox", {"data": 2, "context": 2, "tensor": 2, "zero": 0}, {}),
@@ -138,7 +138,7 @@ def test_recomputation_and_unrolling_on_the_mesh(model, recompute, unroll_layers
     "mesh", [{"data": 2, "tensor": 4, "zero": 2}, {"data": 2, "tensor": 4, "zero": 3}, {"context": 4, "tensor": 2}], ids=str
 )
 def test_float32_on_the_mesh(mesh):
-    mesh |= {"sequence_parallel": True}
+    mesh = mesh | {"sequence_parallel": True}
     check("llama", mesh, {}, SINGLE, compute_dtype="float32", param_dtype="float32")
 
 
@@ -149,10 +149,10 @@ def relative(a, b) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-@pytest.mark.parametrize("zero", [1, 3])
-def test_bfloat16_and_its_sums(zero):
+@pytest.mark.parametrize("mesh", [{"tensor": 2, "zero": 1}, {"tensor": 2, "zero": 3}, {"context": 4, "zero": 1}], ids=str)
+def test_bfloat16_and_its_sums(mesh):
     """bfloat16 on a mesh is no farther from float32 than on one device; sums in bfloat16 cost no more than a few roundings."""
-    mesh = {"data": 4, "tensor": 2, "zero": zero}
+    mesh = mesh | {"data": 4}
     narrow = {"compute_dtype": "bfloat16", "param_dtype": "float32"}
     exact = on_one_device("neox", compute_dtype="float32", param_dtype="float32")["first_moments"]
     alone = on_one_device("neox", **narrow)["first_moments"]
