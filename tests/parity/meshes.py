@@ -41,20 +41,20 @@ def config_of(model: str, mesh: dict | None = None, num_layers: int = 2, pipelin
     return schema.Config(model=shape, train=schema.Train(**train), optimizer=optimizer, mesh=degrees, pipeline=order)
 
 
-def batch(seed: int, num_microbatches: int = 1) -> dict:
+def batch(seed: int, num_microbatches: int = 1, rows: int = ROWS) -> dict:
     """Packed documents, padding (one more segment), fractional weights.
 
     Some rows count for nothing, so that devices have uneven shares of the loss.
     """
     random = np.random.default_rng(seed)
-    begins = random.random((ROWS, LENGTH)) < 0.2
+    begins = random.random((rows, LENGTH)) < 0.2
     begins[:, 0] = True
     places = np.broadcast_to(np.arange(LENGTH), begins.shape)
     segment_ids = np.cumsum(begins, axis=1)
     positions = places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)
-    padding = places >= random.integers(3, LENGTH + 1, (ROWS, 1))
+    padding = places >= random.integers(3, LENGTH + 1, (rows, 1))
     weights = random.choice([0, 0.3, 1, 1.7], begins.shape) * ~padding
-    weights[random.random(ROWS) < 0.3] = 0
+    weights[random.random(rows) < 0.3] = 0
     fields = {
         "tokens": random.integers(SMALL["vocab_size"], size=begins.shape),
         "targets": random.integers(SMALL["vocab_size"], size=begins.shape),
@@ -77,7 +77,7 @@ def three_steps(config: schema.Config, num_microbatches: int = 1) -> dict:
 
     seen["initial"] = on_host(state.params)
     for number, rate in enumerate(LEARNING_RATES):
-        fields = meshes.put(mesh, batch(number, num_microbatches), jax.P(None, *meshes.BATCH))
+        fields = meshes.put(mesh, batch(number, num_microbatches, config.train.batch_size), jax.P(None, *meshes.BATCH))
         state, metrics = program(state, fields, num_microbatches, number, rate, True, table)
         seen["metrics"].append(jax.device_get(metrics))
         if number == 0:

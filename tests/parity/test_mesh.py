@@ -88,7 +88,8 @@ def name_of(case) -> str:
 def check(model, mesh, train, bound=EXACT, **dtypes):
     config = config_of(model, mesh, **train, **dtypes)
     num_microbatches = config.train.batch_size // config.microbatch_rows
-    seen, expected = three_steps(config, num_microbatches), on_one_device(model, config.model.num_layers, **dtypes)
+    alone = {"batch_size": config.train.batch_size, **dtypes}
+    seen, expected = three_steps(config, num_microbatches), on_one_device(model, config.model.num_layers, **alone)
     jax.tree.map(np.testing.assert_array_equal, seen["initial"], expected["initial"])
     difference, where = worst_difference(seen, expected)
     print(f"{model} {mesh} {train}: {difference:.1e} ({where})")
