@@ -18,15 +18,16 @@ ALLOWED = {
     "corpus": {"core", "data"},
     "model": {"core"},
     "parallel": {"core"},
-    "spmd": {"core", "model", "parallel"},
+    "pipeline": {"core", "model", "parallel"},
+    "spmd": {"core", "model", "parallel", "pipeline"},
     "checkpoint": {"core", "parallel"},
-    "train": {"core", "spmd", "checkpoint", "parallel", "model"},
-    "plan": {"core", "model", "parallel", "spmd", "train"},
-    "infer": {"core", "spmd", "parallel", "model"},
+    "train": {"core", "pipeline", "spmd", "checkpoint", "parallel", "model"},
+    "plan": {"core", "model", "parallel", "pipeline", "spmd", "train"},
+    "infer": {"core", "pipeline", "spmd", "parallel", "model"},
     "run": {"core"},
     "launch": {"core"},
-    "lm": {"core", "data", "checkpoint", "infer", "run", "parallel", "model", "spmd"},
-    "pretrain": {"core", "data", "corpus", "model", "parallel", "spmd", "checkpoint", "train", "infer", "run", "lm"},
+    "lm": {"core", "data", "checkpoint", "infer", "run", "parallel", "model", "pipeline", "spmd"},
+    "pretrain": {"core", "data", "corpus", "model", "parallel", "pipeline", "spmd", "checkpoint", "train", "infer", "run", "lm"},
 }
 ALLOWED["cli"] = set(ALLOWED)
 # Libraries that live in one room: name -> the rooms that may import them directly.

@@ -78,9 +78,3 @@ def test_a_table_of_ones_own_comes_last(tmp_path):
 def test_a_fault_of_the_config_is_no_row(config, error, says):
     with pytest.raises(error, match=says):
         comparison.rows(config)
-
-
-def test_what_is_unknown_is_said():
-    config = dataclasses.replace(config_of(), mesh=schema.Mesh(pipe=4, context=2))
-    assert all("unknown" in words for words in lines_of(config).values())
-    assert gantt.summary(timeline.of(config)).endswith("bytes of activations unknown with mesh.context=2")
