@@ -40,11 +40,8 @@ def _sharding(config: schema.Config) -> list[str]:
     lines += ["", *table([(f"  {name}", size(n), f"({n:,} bytes)") for name, n in whole.items()], "<>>")]
     if config.mesh.pipe > 1:
         cut = stages.of(config)
-        counts = cut.counts.sum(axis=1)
-        lines.append(
-            f"mesh.pipe={config.mesh.pipe}: a stage has {counts.min()} to {counts.max()} of {config.model.num_layers} layers, "
-            f"and room for {cut.layers[0].size}."
-        )
+        numbers = " to ".join(str(number) for number in sorted({cut.counts.sum(axis=1).min(), cut.counts.sum(axis=1).max()}))
+        lines.append(f"A stage has {numbers} of the {config.model.num_layers} layers, and room for {cut.layers[0].size}.")
     for path, axis, applies, reason in sharding.COPIED:
         if getattr(config.mesh, axis) > 1 and applies(config) and any(row.path == path for row in rows):
             lines.append(f"{path} is copied along {axis}: {reason}.")
@@ -77,10 +74,12 @@ def _collectives(config: schema.Config) -> list[str]:
         smallest, largest = min(operands[line]), max(operands[line])
         operand = size(largest) if smallest == largest else f"{size(smallest)} to {size(largest)}"
         cells.append((*line[:4], str(number), operand, size(sent[line]), line[4]))
+    of_stages = "With stages: a layer as on the stage with most layers, the embedding as on the first, the head as on the last."
     tokens = f"{config.microbatch_rows // config.mesh.num_sample_shards} x {config.model.seq_len // config.mesh.context} tokens"
     return [
         f"Collectives of {a_step}, {tokens} on a device. Sent: by ring algorithms, which send",
         "(n-1)/n of the whole for all_gather and reduce_scatter, twice that for all_reduce, and what collective_permute passes on.",
+        *([of_stages] if config.mesh.pipe > 1 else []),
         "",
         *table(cells, "<<<<>>><"),
         "",
