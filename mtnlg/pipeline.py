@@ -25,7 +25,6 @@ from mtnlg.parallel import stages
 from mtnlg.parallel.table import Op
 from mtnlg.parallel.timetable import Sizes
 
-
 # Names of loops and branches, beside those over the layers of an op, in the program: `mtnlg plan` knows how often each is run.
 TICKS, HEAD, EMBEDDING, EMBEDDING_BACKWARD = "ticks", "head", "embedding", "embedding, backward"
 MESSAGES = "messages, to the next stage", "messages, to the stage before"

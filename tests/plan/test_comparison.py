@@ -7,7 +7,7 @@ import pytest
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError, MissingInput
 from mtnlg.parallel import lockstep, program, schedule, schedule_file, stages
-from mtnlg.plan import activations, comparison, gantt, timeline
+from mtnlg.plan import activations, comparison
 from mtnlg.plan.text import size
 
 MODEL = schema.Model(num_layers=10, d_model=32, num_heads=4, vocab_size=64, vocab_multiple=64, seq_len=8)
