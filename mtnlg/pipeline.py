@@ -25,6 +25,10 @@ from mtnlg.parallel import stages
 from mtnlg.parallel.table import Op
 from mtnlg.parallel.timetable import Sizes
 
+# Names of loops and branches, beside those over the layers of an op, in the program: `mtnlg plan` knows how often each is run.
+TICKS, HEAD, EMBEDDING, EMBEDDING_BACKWARD = "ticks", "head", "embedding", "embedding, backward"
+MESSAGES = "messages, to the next stage", "messages, to the stage before"
+
 
 class Sums(NamedTuple):
     """What a stage adds up over microbatches. Gradients by path: of its blocks' kernels and vectors, [C*S, ...], and of the rest."""
@@ -59,9 +63,9 @@ class Row(NamedTuple):
     def __getitem__(self, name: str):
         return self.columns[name]
 
-    def turns(self, op: Op):
-        """Turns of the loop over layers of an op: none in the tick of another."""
-        return jnp.where(self["op"] == op, self.num_layers, 0)
+    def over_layers(self, op: Op, body: Callable, carry):
+        """A loop over the layers of the chunk, without a turn in the tick of another op."""
+        return _loop(op.name, jnp.where(self["op"] == op, self.num_layers, 0), body, carry)
 
 
 class Stage:
@@ -105,13 +109,14 @@ class Stage:
         """What the tick's op starts from: its letter, or, for the model's first chunk, the embedding."""
         begins = row.is_first & ((row["op"] == Op.F) | (row["op"] == Op.R))
         x_BLD = _pick(mailbox, row["mail"])
-        return jax.lax.cond(begins, lambda: self.embedded(self.outer["embedding"], row), lambda: x_BLD)
+        with jax.named_scope(EMBEDDING):
+            return jax.lax.cond(begins, lambda: self.embedded(self.outer["embedding"], row), lambda: x_BLD)
 
     def send(self, mailbox, row: Row, x_BLD):
         """The mailbox after every stage has sent what it made to both neighbours, which of two stages are one."""
-        letters = {"from_self": x_BLD, "from_previous": collectives.permute(x_BLD, "pipe", 1, "messages, to the next stage")}
+        letters = {"from_self": x_BLD, "from_previous": collectives.permute(x_BLD, "pipe", 1, MESSAGES[0])}
         if collectives.degree("pipe") > 2:
-            letters["from_next"] = collectives.permute(x_BLD, "pipe", -1, "messages, to the stage before")
+            letters["from_next"] = collectives.permute(x_BLD, "pipe", -1, MESSAGES[1])
         for slot, letter in letters.items():
             mailbox = jax.lax.dynamic_update_index_in_dim(mailbox, letter, row[slot], 0)
         return mailbox
@@ -155,8 +160,8 @@ def loss_and_grad(stage: Stage, timetable: dict, sizes: Sizes, scatter_layer: Ca
 
         x_BLD, squares_N = stage.read(rings.mailbox, row), sums.squares_N
         if again:
-            x_BLD, squares_N = jax.lax.fori_loop(0, row.turns(Op.F), forward, (x_BLD, squares_N))
-        x_BLD, squares_N, kept = jax.lax.fori_loop(0, row.turns(Op.R if again else Op.F), keep, (x_BLD, squares_N, rings.kept))
+            x_BLD, squares_N = row.over_layers(Op.F, forward, (x_BLD, squares_N))
+        x_BLD, squares_N, kept = row.over_layers(Op.R if again else Op.F, keep, (x_BLD, squares_N, rings.kept))
 
         # B: with the model's last chunk it begins with the loss, with the first it ends with the embedding
         def loss_of(head, x_BLD):
@@ -175,25 +180,27 @@ def loss_and_grad(stage: Stage, timetable: dict, sizes: Sizes, scatter_layer: Ca
             vectors = {path: leaf.at[row.base + number].add(d_vectors[path].astype(leaf.dtype)) for path, leaf in vectors.items()}
             return d_x_BLD, vectors, _put(ring, row["deferred"], number, deferred)
 
-        def embedding(outer):
+        def embedding(carry):
+            # Were x the same after the turn, XLA would do all this before the loop, which is in every tick.
+            x_BLD, outer = carry
             _, pull_back = jax.vjp(lambda embedding: stage.embedded(embedding, row), stage.outer["embedding"])
-            return _added(outer, scatter_outer({"embedding": pull_back(x_BLD)[0]}))
+            return jnp.zeros_like(x_BLD), _added(outer, scatter_outer({"embedding": pull_back(x_BLD)[0]}))
 
         is_backward = row["op"] == Op.B
-        x_BLD, loss, weight, outer = _once_if(is_backward & row.is_last, head, (x_BLD, sums.loss, sums.weight, sums.outer))
-        x_BLD, vectors, deferred = jax.lax.fori_loop(0, row.turns(Op.B), backward, (x_BLD, sums.vectors, rings.deferred))
-        outer = _once_if(is_backward & row.is_first, embedding, outer)
+        x_BLD, loss, weight, outer = _once_if(HEAD, is_backward & row.is_last, head, (x_BLD, sums.loss, sums.weight, sums.outer))
+        x_BLD, vectors, deferred = row.over_layers(Op.B, backward, (x_BLD, sums.vectors, rings.deferred))
+        x_BLD, outer = _once_if(EMBEDDING_BACKWARD, is_backward & row.is_first, embedding, (x_BLD, outer))
 
         # W
         def weights(number, kernels):
             grads = scatter_layer(split.weights(_take(deferred, row["deferred"], number), parts(stage.layer(row, number)[0])[0]))
             return {path: leaf.at[row.base + number].add(grads[path].astype(leaf.dtype)) for path, leaf in kernels.items()}
 
-        kernels = jax.lax.fori_loop(0, row.turns(Op.W), weights, sums.kernels)
+        kernels = row.over_layers(Op.W, weights, sums.kernels)
         mailbox = stage.send(rings.mailbox, row, x_BLD)
         return Rings(mailbox, kept, deferred), Sums(loss, weight, squares_N, kernels, vectors, outer)
 
-    _, sums = jax.lax.fori_loop(0, timetable["num_ticks"], tick, (rings, start))
+    _, sums = _loop(TICKS, timetable["num_ticks"], tick, (rings, start))
     grads = {**sums.outer, "blocks": joined({**sums.kernels, **sums.vectors})}
     return {"loss": sums.loss, "weight": sums.weight, "squares_N": sums.squares_N, "grads": grads}
 
@@ -209,18 +216,18 @@ def scores(stage: Stage, timetable: dict, sizes: Sizes):
         mailbox, *found = carry
         row = stage.row(timetable, t)
         block = lambda number, x_BLD: stage.split.forward(x_BLD, *stage.layer(row, number))  # noqa: E731
-        x_BLD = jax.lax.fori_loop(0, row.turns(Op.F), block, stage.read(mailbox, row))
+        x_BLD = row.over_layers(Op.F, block, stage.read(mailbox, row))
 
         def head(found):
             last_BLD = transformer.final_norm(stage.model, stage.outer, x_BLD)
             made = objective.scores(stage.config, stage.outer, last_BLD, row.fields, stage.shard)
             return [jax.lax.dynamic_update_index_in_dim(a, one, row["microbatch"], 0) for a, one in zip(found, made, strict=True)]
 
-        return stage.send(mailbox, row, x_BLD), *_once_if((row["op"] == Op.F) & row.is_last, head, found)
+        return stage.send(mailbox, row, x_BLD), *_once_if(HEAD, (row["op"] == Op.F) & row.is_last, head, found)
 
     wide = jnp.promote_types(stage.dtype, jnp.float32)
     start = (stage.empty_mailbox(sizes.mail), jnp.zeros(shape, wide), jnp.zeros(shape, bool))
-    _, nll, greedy = jax.lax.fori_loop(0, timetable["num_ticks"], tick, start)
+    _, nll, greedy = _loop(TICKS, timetable["num_ticks"], tick, start)
     return nll, greedy
 
 
@@ -256,9 +263,15 @@ def _pick(array, index):
     return jax.lax.dynamic_index_in_dim(array, index, keepdims=False)
 
 
-def _once_if(condition, function: Callable, carry):
+def _loop(name: str, turns, body: Callable, carry):
+    """A loop by its name in the program."""
+    with jax.named_scope(name):
+        return jax.lax.fori_loop(0, turns, body, carry)
+
+
+def _once_if(name: str, condition, function: Callable, carry):
     """`function(carry)` if the condition holds, else the carry: a loop of one turn or none, which updates in place."""
-    return jax.lax.fori_loop(0, condition.astype(jnp.int32), lambda _, carry: function(carry), carry)
+    return _loop(name, condition.astype(jnp.int32), lambda _, carry: function(carry), carry)
 
 
 def _put(ring: list, slot, number, leaves: list) -> list:

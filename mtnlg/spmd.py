@@ -27,6 +27,7 @@ from mtnlg.parallel.mesh import BATCH
 SAMPLE_AXES = ("replica", "data")  # axes whose devices hold different samples
 TOKEN_AXES = (*SAMPLE_AXES, "context")  # axes whose devices hold different tokens
 ROWS = P(SAMPLE_AXES)
+MICROBATCHES = "microbatches"  # the name of the loop over them in the program
 BATCH_FIELDS = ("tokens", "targets", "positions", "segment_ids", "weights")
 
 
@@ -148,7 +149,8 @@ def loss_and_grad(config: schema.Config, mesh: Mesh):
         if batch["tokens"].shape[0] == 1:
             return one(0)
         nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(one, 0))
-        return jax.lax.fori_loop(0, num_microbatches, lambda m, sums: jax.tree.map(jnp.add, sums, one(m)), nothing)
+        with jax.named_scope(MICROBATCHES):
+            return jax.lax.fori_loop(0, num_microbatches, lambda m, sums: jax.tree.map(jnp.add, sums, one(m)), nothing)
 
     def piped(params, batch, table, masks):
         """The sums of this stage, as the timetable says."""

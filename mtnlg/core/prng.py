@@ -48,7 +48,7 @@ class Dropout(NamedTuple):
             return jax.random.bernoulli(jax.random.fold_in(jax.random.fold_in(site_key, sample), place), 1 - rate, x_BLD.shape[2:])
 
         keep_BLD = jax.vmap(jax.vmap(kept, (None, 0)), (0, None))(self.samples_B, self.places_L)
-        return jnp.where(keep_BLD, x_BLD / (1 - rate), jnp.zeros_like(x_BLD))
+        return jax.lax.select(keep_BLD, x_BLD / (1 - rate), jnp.zeros_like(x_BLD))
 
     def attention(self, probs_BHLS, heads_H, rate: float):
         """Attention probabilities dropped at `rate`; 32 bits for each (sample, global head, place of the query, place of the key)."""

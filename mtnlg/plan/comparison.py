@@ -55,7 +55,6 @@ def _mark(row: Row) -> str:
 
 
 def _numbers(one: Timeline) -> tuple[str, ...]:
-    memory = "unknown" if one.reserved_bytes is None else text.size(one.reserved_bytes)
     counts = (one.in_flight.max(), *one.program.sizes)
     times = (str(one.num_chunks), str(one.num_ticks), f"{one.makespan:,.1f}", f"{one.bubble.mean():.1%}")
-    return (*times, *map(str, counts), memory, str(one.num_messages))
+    return (*times, *map(str, counts), text.size(one.reserved_bytes), str(one.num_messages))

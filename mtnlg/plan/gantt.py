@@ -169,20 +169,15 @@ def _axis(longest: float, scale: float, y: int) -> list[str]:
 
 def summary(one: Timeline) -> str:
     """What a step is worth, in a line."""
-    if one.reserved_bytes is None:
-        memory = f"bytes of activations unknown with mesh.context={one.config.mesh.context}"
-    else:
-        memory = f"{size(one.reserved_bytes)} of activations reserved on each device"
     return (
         f"{one.num_ticks} ticks, makespan {one.makespan:,.1f}, ideal {one.ideal:,.1f} (the work of the busiest stage), "
-        f"bubble {one.bubble.mean():.1%} on average, {memory}"
+        f"bubble {one.bubble.mean():.1%} on average, {size(one.reserved_bytes)} of activations reserved on each device"
     )
 
 
 def numbers_of_stage(one: Timeline, stage: int) -> tuple[str, str, str]:
     """(bubble, microbatches in flight, bytes of activations used)."""
-    used = "unknown" if one.used_bytes is None else size(one.used_bytes[stage])
-    return f"{one.bubble[stage]:.1%}", str(one.in_flight[stage]), used
+    return f"{one.bubble[stage]:.1%}", str(one.in_flight[stage]), size(one.used_bytes[stage])
 
 
 def _part_name(one: Timeline) -> str:

@@ -1,47 +1,62 @@
 """The collectives of a program before XLA has touched it: what our code asks for, counted in its StableHLO."""
 
-import functools
 import itertools
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 from jax.sharding import Mesh
 
-from mtnlg.plan.collectives import Collective
+from mtnlg.plan.issued import Collective
 
 KINDS = {"stablehlo.all_reduce", "stablehlo.all_gather", "stablehlo.reduce_scatter", "stablehlo.all_to_all", "stablehlo.collective_permute"}
+BRANCHES = {"stablehlo.case", "stablehlo.if"}
 DTYPES = {"f64": "float64", "f32": "float32", "bf16": "bfloat16", "f16": "float16", "i1": "bool", "i32": "int32", "s32": "int32"}
 NO_AXES = ("no axes of the mesh",)  # groups that no set of axes has
 
 
-def count(lowered, mesh: Mesh, num_microbatches: int = 1) -> Counter:
+def count(lowered, mesh: Mesh, trips: Mapping[str, int]) -> Counter:
     """{collective: how often it runs} of a `jax.stages.Lowered`.
 
-    A scan runs as often as its constant bound says. A loop with a traced bound, which only the one over microbatches is here, runs
-    `num_microbatches` times. Of a branch that may not run everything counts.
+    A loop runs as often as its constant bound says; with a traced bound, as `trips` says by its name: turns of all its runs together.
+    So does a branch that is named there; of any other that may not run everything counts.
     """
     functions = {_text(op, "sym_name"): op for op in lowered.compiler_ir("stablehlo").body.operations}
+    found: Counter = Counter()
 
-    @functools.cache
-    def of_function(name: str) -> Counter:
-        return of_regions(functions[name].operation)
-
-    def of_regions(operation) -> Counter:
-        found = Counter()
-        for op in itertools.chain.from_iterable(block.operations for region in operation.regions for block in region.blocks):
-            op = op.operation
+    def visit(operation, times: int):
+        for op in itertools.chain.from_iterable(_read(block) for region in operation.regions for block in region.blocks):
             if op.name in KINDS:
-                found.update(_collective(op, operand, mesh) for operand in op.operands)
+                for operand in op.operands:
+                    found[_collective(op, operand, mesh)] += times
             elif op.name == "func.call":
-                found.update(of_function(_text(op, "callee")))
-            elif inside := of_regions(op):
-                times = _trips(op, num_microbatches) if op.name == "stablehlo.while" else 1
-                found.update({collective: times * number for collective, number in inside.items()})
-        return found
+                visit(functions[_text(op, "callee")].operation, times)
+            else:
+                visit(op, _times(op, times, trips))
 
-    return of_function("main")
+    visit(functions["main"].operation, 1)
+    return found
+
+
+def _read(block) -> list:
+    """The operations of a block, but for those whose results nobody reads: JAX leaves them, and XLA never runs them."""
+    kept, unread = [], set()
+    for op in reversed([op.operation for op in block.operations]):
+        if op.results and all(use.owner.operation in unread for result in op.results for use in result.uses):
+            unread.add(op)
+        else:
+            kept.append(op)
+    return kept
+
+
+def _times(op, times: int, trips: Mapping[str, int]) -> int:
+    """How often what is inside an operation runs that itself is run `times` times."""
+    if op.name == "stablehlo.while":
+        turns = _turns(op)
+        return trips[why(op.location.name_str)] if turns is None else times * turns
+    return trips.get(why(op.location.name_str), times) if op.name in BRANCHES else times
 
 
 def _text(op, attribute: str) -> str:
@@ -59,13 +74,11 @@ def _collective(op, operand, mesh: Mesh) -> Collective:
     return Collective(kind, axes, why(op.location.name_str), DTYPES.get(dtype, dtype), math.prod(operand.type.shape))
 
 
-def _trips(loop, num_microbatches: int) -> int:
-    """How often a `stablehlo.while` runs that counts up from 0, as all of JAX's do."""
+def _turns(loop) -> int | None:
+    """How often a `stablehlo.while` runs that counts up from 0, as all of JAX's do; None for a traced bound."""
     compare = loop.regions[0].blocks[0].operations[-1].operands[0].owner
     bound = compare.operands[1].owner
-    if getattr(bound, "name", None) != "stablehlo.constant":
-        return num_microbatches
-    return int(np.array(bound.attributes["value"]))
+    return int(np.array(bound.attributes["value"])) if getattr(bound, "name", None) == "stablehlo.constant" else None
 
 
 def why(op_name: str) -> str:

@@ -7,11 +7,12 @@ another dtype (bfloat16 on a CPU becomes float32), or add some of its own, as th
 import math
 import re
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from mtnlg.plan.collectives import Collective
+from mtnlg.plan.issued import Collective
 from mtnlg.plan.lowered import DTYPES, axes_of, cycles, why
 
 OURS = "shard_map"  # in the name of every operation that spmd.py wrote
@@ -22,7 +23,7 @@ _INSTRUCTION = re.compile(r"^ +(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\(")
 _KINDS = re.compile(r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast)(-start)?")
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
 _CALLED = re.compile(r"(?:body|condition|to_apply|calls|true_computation|false_computation)=%([\w.-]+)|branch_computations=\{([^}]*)\}")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _LISTED = re.compile(r"replica_groups=\{\{([0-9,{}]*)\}\}")
 _IOTA = re.compile(r"replica_groups=\[([0-9,]+)\]<=\[([0-9,]+)\](?:T\(([0-9,]+)\))?")
 _NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([0-9,]+)\](?:T\(([0-9,]+)\))?\))? \{([^}]*)\}")
@@ -49,9 +50,8 @@ class Instruction(NamedTuple):
     operands: tuple[Operand, ...]
 
 
-def count(text: str, degrees: dict[str, int], num_microbatches: int = 1) -> Counter:
-    """{instruction: how often it runs}. A loop whose number of trips XLA does not know runs `num_microbatches` times; of a branch that
-    may not run everything counts."""
+def count(text: str, degrees: dict[str, int], trips: Mapping[str, int]) -> Counter:
+    """{instruction: how often it runs}; a loop whose number of turns XLA does not know, and a branch, as in `lowered.count`."""
     computations, entry = _computations(text)
     found: Counter = Counter()
 
@@ -64,14 +64,25 @@ def count(text: str, degrees: dict[str, int], num_microbatches: int = 1) -> Coun
             if _KINDS.fullmatch(opcode):
                 found[_instruction(line, *instruction.groups(), degrees)] += times
                 continue
-            trips = _TRIPS.search(line)
-            inside = times * (1 if opcode != "while" else int(trips[1]) if trips else num_microbatches)
-            for one, several in _CALLED.findall(line):
-                for called in [one] if one else re.findall(r"%([\w.-]+)", several):
-                    visit(called, inside)
+            called = [name for one, several in _CALLED.findall(line) for name in ([one] if one else re.findall(r"%([\w.-]+)", several))]
+            for name in called:
+                visit(name, _times(line, opcode, times, trips))
 
     visit(entry, 1)
     return found
+
+
+def _times(line: str, opcode: str, times: int, trips: Mapping[str, int]) -> int:
+    """How often what an instruction calls runs when itself is run `times` times."""
+    if opcode == "while":
+        known = _TURNS.search(line)
+        return times * int(known[1]) if known else trips[why(_op_name(line))]
+    return trips.get(why(_op_name(line)), times) if opcode == "conditional" else times
+
+
+def _op_name(line: str) -> str:
+    found = re.search(r'op_name="([^"]*)"', line)
+    return found[1].replace("\\'", "'") if found else ""
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -92,8 +103,7 @@ def _instruction(line: str, name: str, result: str, opcode: str, degrees: dict[s
     kind = opcode.replace("-", "_")
     groups = _groups(line, math.prod(degrees.values()))
     arrays = [(dtype, [int(n) for n in dims.split(",") if n]) for dtype, dims in _ARRAY.findall(result)]
-    op_name = re.search(r'op_name="([^"]*)"', line)
-    names = parted(op_name[1].replace("\\'", "'")) if op_name else [""]
+    names = parted(_op_name(line))
     if len(names) != len(arrays):
         # Of several wishes it is not known which is whose: nobody's, if one of them is not ours.
         names = [next((n for n in names if OURS not in n.split("/")), names[0])] * len(arrays)

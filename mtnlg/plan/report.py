@@ -3,9 +3,12 @@
 import math
 from collections import Counter, defaultdict
 
+from jax.sharding import PartitionSpec as P
+
 from mtnlg.core import schema
 from mtnlg.parallel import mesh as meshes
-from mtnlg.plan import collectives, lowered, optimised, sharding
+from mtnlg.parallel import stages
+from mtnlg.plan import collectives, lowered, optimised, sharding, trips
 from mtnlg.plan.text import size, table
 from mtnlg.train import step as steps
 
@@ -22,7 +25,8 @@ def _sharding(config: schema.Config) -> list[str]:
     rows = sharding.rows(config)
     head = ("parameter", "shape", "stored", "computed with", "bytes", "gradient", "Adam")
     cells = [
-        (row.path, str(list(row.shape)), sharding.show(row.storage), sharding.show(row.compute), *map(size, _bytes_of(row))) for row in rows
+        (row.path, str(list(row.shape)), *(_shown(config, spec) for spec in (row.storage, row.compute)), *map(size, _bytes_of(row)))
+        for row in rows
     ]
     sums = [sum(column) for column in zip(*map(_bytes_of, rows), strict=True)]
     lines = table([head, *cells, ("all", "", "", "", *map(size, sums))], "<<<<>>>")
@@ -35,15 +39,17 @@ def _sharding(config: schema.Config) -> list[str]:
     whole["together, without activations"] = sum(whole.values())
     lines += ["", *table([(f"  {name}", size(n), f"({n:,} bytes)") for name, n in whole.items()], "<>>")]
     if config.mesh.pipe > 1:
-        layers = config.model.num_layers
-        lines.append(
-            f"mesh.pipe={config.mesh.pipe}: {layers // config.mesh.pipe} of {layers} layers are counted; pipeline parallelism is not there "
-            "yet, and what lies outside the layers is counted whole."
-        )
+        cut = stages.of(config)
+        numbers = " to ".join(str(number) for number in sorted({cut.counts.sum(axis=1).min(), cut.counts.sum(axis=1).max()}))
+        lines.append(f"A stage has {numbers} of the {config.model.num_layers} layers, and room for {cut.layers[0].size}.")
     for path, axis, applies, reason in sharding.COPIED:
         if getattr(config.mesh, axis) > 1 and applies(config) and any(row.path == path for row in rows):
             lines.append(f"{path} is copied along {axis}: {reason}.")
     return lines
+
+
+def _shown(config: schema.Config, spec: P) -> str:
+    return sharding.show(sharding.without_short(config.mesh, spec))
 
 
 def _bytes_of(row: sharding.Row) -> tuple[int, int, int]:
@@ -68,10 +74,12 @@ def _collectives(config: schema.Config) -> list[str]:
         smallest, largest = min(operands[line]), max(operands[line])
         operand = size(largest) if smallest == largest else f"{size(smallest)} to {size(largest)}"
         cells.append((*line[:4], str(number), operand, size(sent[line]), line[4]))
+    of_stages = "With stages: a layer as on the stage with most layers, the embedding as on the first, the head as on the last."
     tokens = f"{config.microbatch_rows // config.mesh.num_sample_shards} x {config.model.seq_len // config.mesh.context} tokens"
     return [
         f"Collectives of {a_step}, {tokens} on a device. Sent: by ring algorithms, which send",
         "(n-1)/n of the whole for all_gather and reduce_scatter, twice that for all_reduce, and what collective_permute passes on.",
+        *([of_stages] if config.mesh.pipe > 1 else []),
         "",
         *table(cells, "<<<<>>><"),
         "",
@@ -100,10 +108,9 @@ def _summary(config: schema.Config, rows: list[collectives.Row]) -> list[str]:
 def check(config: schema.Config) -> tuple[str, bool]:
     """Lowers and compiles the step: (what was found, whether it is as predicted and outside `shard_map` only scalars travel)."""
     mesh = meshes.make(config.mesh)
-    microbatches = config.train.batch_size // config.microbatch_rows
     predicted, step = collectives.totals(collectives.predict(config)), steps.lower(config, mesh)
-    asked = lowered.count(step, mesh, microbatches)
-    made = optimised.count(step.compile().as_text(), dict(mesh.shape), microbatches)
+    turns = trips.of(config)
+    asked, made = lowered.count(step, mesh, turns), optimised.count(step.compile().as_text(), dict(mesh.shape), turns)
     wrong = [
         f"{one.why}: {one.kind} of {one.dtype} over {'+'.join(one.axes)}, {one.num_bytes:,} bytes: {asked[one]}, not {predicted[one]}"
         for one in {**predicted, **asked}

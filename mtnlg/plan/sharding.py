@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
@@ -17,13 +18,19 @@ from mtnlg.core.errors import ConfigError
 from mtnlg.core.tree import by_path
 from mtnlg.model import count
 from mtnlg.model.transformer import is_block_kernel
-from mtnlg.parallel import specs
+from mtnlg.parallel import arrangement, specs
 from mtnlg.parallel.mesh import AXES
 
 TABLES_FILE = "mtnlg/parallel/specs.py"
 ADAM_MOMENTS = 2
 # Matrices that devices along an axis do copy on purpose: (path, axis, whether this config is such a case, reason).
 COPIED = (
+    (
+        "embedding/positions",
+        "pipe",
+        lambda config: True,
+        "only the first stage reads it, and the table is small",
+    ),
     (
         "embedding/positions",
         "tensor",
@@ -40,17 +47,17 @@ COPIED = (
 
 
 class Row(NamedTuple):
-    """One parameter. The bytes are those of one device; with `mesh.pipe`, of one that holds an equal share of the layers."""
+    """One parameter. The bytes are those of one device."""
 
     path: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # as it lies on the mesh: filled up for stages (parallel/arrangement.py)
     storage: P
     compute: P
     param_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
     copy_bytes: int  # gathered or cast for a step; with ZeRO 3 one block's at a time
-    microbatch_bytes: int  # of a microbatch's gradients, before they are added up
+    microbatch_bytes: int  # of a microbatch's gradients, before they are added up; with stages one block's at a time
 
 
 def rows(config: schema.Config) -> list[Row]:
@@ -59,28 +66,34 @@ def rows(config: schema.Config) -> list[Row]:
     if found:
         what = "the sharding tables do not fit this config:\n" + "\n".join(f"  - {line}" for line in found) + "\n "
         raise ConfigError(what, TABLES_FILE, "other rows; a copy that is meant belongs into COPIED of mtnlg/plan/sharding.py")
-    return [_row(config, path, leaf.shape) for path, leaf in by_path(count.abstract_params(config.model)).items()]
+    return [_row(config, path, shape) for path, shape in shapes(config).items()]
+
+
+def shapes(config: schema.Config) -> dict[str, tuple[int, ...]]:
+    """{path: shape on the mesh}."""
+    params = count.abstract_params(config.model)
+    return {path: leaf.shape for path, leaf in by_path(jax.eval_shape(lambda tree: arrangement.arrange_all(config, tree), params)).items()}
 
 
 def _row(config: schema.Config, path: str, shape: tuple[int, ...]) -> Row:
     storage, compute = (specs.spec_of(table(config), path) for table in (specs.storage_table, specs.compute_table))
     item_bytes = jnp.dtype(config.train.param_dtype).itemsize
-    stored, whole = (item_bytes * math.prod(local_shape(config, path, shape, spec)) for spec in (storage, compute))
-    accumulated = whole if config.mesh.zero == 1 else stored  # ZeRO 1 scatters its gradients once a step only
+    stored, whole = (item_bytes * math.prod(local_shape(config, shape, spec)) for spec in (storage, compute))
+    # ZeRO 1 scatters its gradients once a step only; so does every stage what is stored in parts on all of them.
+    accumulated = whole if config.mesh.zero == 1 else stored * (config.mesh.pipe if path in arrangement.VOCABULARY_DIM else 1)
     narrow = jnp.dtype(config.train.compute_dtype).itemsize if is_block_kernel(path) else item_bytes
     in_compute_dtype = whole // item_bytes * narrow
     copied = in_compute_dtype if (storage, item_bytes) != (compute, narrow) else 0
-    if config.mesh.zero < 3:
-        return Row(path, shape, storage, compute, stored, accumulated, ADAM_MOMENTS * stored, copied, in_compute_dtype)
-    layers = config.model.num_layers // config.mesh.pipe if path.startswith("blocks/") else 1
-    return Row(path, shape, storage, compute, stored, accumulated, ADAM_MOMENTS * stored, copied // layers, stored)
+    row = Row(path, shape, storage, compute, stored, accumulated, ADAM_MOMENTS * stored, copied, in_compute_dtype)
+    layers = local_shape(config, shape, compute)[0] if path.startswith("blocks/") else 1
+    if config.mesh.pipe > 1:
+        return row._replace(microbatch_bytes=whole // layers)
+    return row._replace(copy_bytes=copied // layers, microbatch_bytes=stored) if config.mesh.zero == 3 else row
 
 
-def local_shape(config: schema.Config, path: str, shape: tuple[int, ...], spec: P) -> tuple[int, ...]:
-    """What one device holds of a parameter; of stacked layers, one stage's share."""
+def local_shape(config: schema.Config, shape: tuple[int, ...], spec: P) -> tuple[int, ...]:
+    """What one device holds of a parameter."""
     parts = [math.prod(getattr(config.mesh, axis) for axis in axes) for axes in axes_by_dim(spec, len(shape))]
-    if path.startswith("blocks/"):
-        parts[0] *= config.mesh.pipe
     return tuple(size // part for size, part in zip(shape, parts, strict=True))
 
 
@@ -92,11 +105,10 @@ def axes_by_dim(spec: P, num_dims: int) -> list[tuple[str, ...]]:
 
 def problems(config: schema.Config) -> list[str]:
     """One line for each fault of the tables under this config, with the row to change."""
-    stored = "COMPUTE" if config.mesh.zero == 0 else "STORAGE"
-    tables = {"COMPUTE": specs.compute_table(config)} | {stored: specs.storage_table(config)}
+    tables = {"COMPUTE": specs.compute_table(config), "STORAGE": specs.storage_table(config)}
     found = []
-    for path, leaf in by_path(count.abstract_params(config.model)).items():
-        but_data = {}
+    for path, shape in shapes(config).items():
+        computed = {}
         for name, table in tables.items():
             matching = [(pattern, spec) for pattern, spec in table if re.fullmatch(pattern, path)]
             if len(matching) != 1:
@@ -104,15 +116,24 @@ def problems(config: schema.Config) -> list[str]:
                 found.append(f"{places}: {path} matches {len(matching)} rows of {name}, not one")
                 continue
             ((pattern, spec),) = matching
-            by_dim, row = axes_by_dim(spec, leaf.ndim), where(name, pattern)
-            faults = [*_faults_of_spec(config, leaf.shape, spec), *(_copies(config, path, by_dim) if name == stored else ())]
-            found += [f"{row}: {show(spec)} of {path} {list(leaf.shape)} {fault}" for fault in faults]
-            but_data[row] = [[axis for axis in axes if axis != "data"] for axes in by_dim]
-        if len(but_data) == 2 and len({str(axes) for axes in but_data.values()}) == 2:
-            found.append(f"{' and '.join(but_data)}: {path} is gathered along data only, so these may differ in data only")
-    if config.model.num_layers % config.mesh.pipe:
-        found.append(f"model.num_layers={config.model.num_layers} does not divide by mesh.pipe={config.mesh.pipe}")
+            by_dim, row = axes_by_dim(spec, len(shape)), where(name, pattern)
+            faults = [*_faults_of_spec(config, shape, spec), *(_copies(config, path, by_dim) if name == "STORAGE" else ())]
+            found += [f"{row}: {show(spec)} of {path} {list(shape)} {fault}" for fault in faults]
+            computed[row] = by_dim if name == "COMPUTE" else _gathered(path, by_dim)
+        if len(computed) == 2 and len({str(axes) for axes in computed.values()}) == 2:
+            axes = "data and pipe" if path in arrangement.VOCABULARY_DIM else "data"
+            found.append(f"{' and '.join(computed)}: {path} is gathered along {axes} only, so these may differ in {axes} only")
     return list(dict.fromkeys(found))  # a row of VECTORS, which both tables take in, is at fault once
+
+
+def _gathered(path: str, axes_of_dims: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The axes of each dim after a step's gathering: along data, and of the vocabulary along pipe."""
+
+    def left(dim: int, axes: tuple[str, ...]) -> tuple[str, ...]:
+        gathered = ("data", "pipe") if dim == arrangement.VOCABULARY_DIM.get(path) else ("data",)
+        return tuple(axis for axis in axes if axis not in gathered)
+
+    return [left(dim, axes) for dim, axes in enumerate(axes_of_dims)]
 
 
 def _faults_of_spec(config: schema.Config, shape: tuple[int, ...], spec: P) -> Iterator[str]:
@@ -134,15 +155,18 @@ def _faults_of_spec(config: schema.Config, shape: tuple[int, ...], spec: P) -> I
 
 
 def _copies(config: schema.Config, path: str, axes_of_dims: list[tuple[str, ...]]) -> Iterator[str]:
-    """Axes along which every device would hold the same part of a matrix, though nobody meant it."""
-    if path.endswith(("/bias", "/scale")):
-        return
-    used = {axis for axes in axes_of_dims for axis in axes}
-    expected = {"tensor": config.mesh.tensor > 1, "data": config.mesh.data > 1 and config.mesh.zero > 0}
+    """Axes along which every device would hold the same part of a matrix, or every stage the same blocks, though nobody meant it."""
+    used, mesh = {axis for axes in axes_of_dims for axis in axes}, config.mesh
+    is_matrix = not path.endswith(("/bias", "/scale"))
+    expected = {
+        "pipe": mesh.pipe > 1 and (is_matrix or path.startswith("blocks/")),
+        "tensor": mesh.tensor > 1 and is_matrix,
+        "data": mesh.data > 1 and mesh.zero > 0 and is_matrix,
+    }
     for axis, shards in expected.items():
         meant = any(name == path and of == axis and applies(config) for name, of, applies, _ in COPIED)
         if shards and axis not in used and not meant:
-            yield f"leaves out {axis}: all {getattr(config.mesh, axis)} devices along it would hold the same"
+            yield f"leaves out {axis}: all {getattr(mesh, axis)} devices along it would hold the same"
 
 
 def where(table: str, pattern: str | None = None) -> str:
@@ -161,3 +185,9 @@ def where(table: str, pattern: str | None = None) -> str:
 def show(spec: P) -> str:
     """`[-, data, tensor]`; a dim over several axes as `replica+data`."""
     return "[" + ", ".join("+".join(axes) or "-" for axes in axes_by_dim(spec, len(spec))) + "]"
+
+
+def without_short(mesh: schema.Mesh, spec: P) -> P:
+    """The spec without axes of degree 1; P() where nothing is parted."""
+    kept = [tuple(axis for axis in axes if getattr(mesh, axis) > 1) for axes in axes_by_dim(spec, len(spec))]
+    return P(*kept) if any(kept) else P()

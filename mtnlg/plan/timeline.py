@@ -84,16 +84,15 @@ class Timeline:
         return np.stack(used, axis=1)
 
     @functools.cached_property
-    def used_bytes(self) -> list[int] | None:
-        """Of each stage's slots, on one device; None where nobody can say."""
-        slot = activations.slot_bytes(self.config)
-        return None if slot is None else [slot.of(slots) for slots in self.slots.tolist()]
+    def used_bytes(self) -> list[int]:
+        """Of each stage's slots, on one device."""
+        return [activations.slot_bytes(self.config).of(slots) for slots in self.slots.tolist()]
 
     @functools.cached_property
-    def reserved_bytes(self) -> int | None:
-        """Of the rings, the same on every device, with the mailbox's spare slot; None where nobody can say."""
+    def reserved_bytes(self) -> int:
+        """Of the rings, the same on every device, with the mailbox's spare slot."""
         slot = activations.slot_bytes(self.config)
-        return None if slot is None else slot.of(self.program.sizes) + slot.mail
+        return slot.of(self.program.sizes) + slot.mail
 
     @functools.cached_property
     def num_messages(self) -> int:

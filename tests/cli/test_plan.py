@@ -40,11 +40,11 @@ def test_the_largest_model(capsys):
     assert (code, err) == (0, "")
     assert lines[0] == "mtnlg_530b: pipe 35, data 8, tensor 8; zero 1, sequence_parallel False. All bytes are of one device."
     (kernel,) = [line.split() for line in lines if line.startswith("blocks/mlp/up/kernel")]
-    assert " ".join(kernel[1:]) == "[105, 20480, 81920] [-, data, tensor] [-, -, tensor] 300.0 MiB 2.3 GiB 600.0 MiB"
-    assert any(line.split() == ["parameters", "984.3", "MiB", "(1,032,079,360", "bytes)"] for line in lines)
-    assert any(line.startswith("mesh.pipe=35: 3 of 105 layers are counted; pipeline parallelism is not there yet") for line in lines)
-    assert lines[-2] == "A layer, each microbatch: forward 2 all_reduce, backward 3 all_reduce; a device sends 700.0 MiB."
-    assert lines[-1].startswith("A step: 5,068 collectives;")
+    assert " ".join(kernel[1:]) == "[105, 20480, 81920] [pipe, data, tensor] [pipe, -, tensor] 300.0 MiB 2.3 GiB 600.0 MiB"
+    assert any(line.split() == ["parameters", "923.6", "MiB", "(968,417,280", "bytes)"] for line in lines)
+    assert "A stage has 3 of the 105 layers, and room for 3." in lines
+    assert lines[-2] == "A layer, each microbatch: forward 2 all_reduce, backward 4 all_reduce; a device sends 840.0 MiB."
+    assert lines[-1].startswith("A step: 8,090 collectives;")
 
 
 def test_both_spellings_and_one_device(capsys):
@@ -58,11 +58,12 @@ def test_in_a_process_of_its_own_it_needs_no_devices():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_check_compiles_for_virtual_devices_and_agrees():
+@pytest.mark.parametrize(("devices", "stages"), [(4, ()), (8, ("--config.mesh.pipe=2", "--config.sample.prompts=()"))])
+def test_the_check_compiles_for_virtual_devices_and_agrees(devices, stages):
     environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
-    done = subprocess.run([sys.executable, "-m", "mtnlg", "plan", *SMALL], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-m", "mtnlg", "plan", *SMALL, *stages], capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
-    text = done.stdout.partition("\n\nChecked on 4 virtual CPU devices. ")[2]
+    text = done.stdout.partition(f"\n\nChecked on {devices} virtual CPU devices. ")[2]
     assert text.splitlines()[1] == "exactly those above."
     assert "added by XLA outside shard_map" in text
 
@@ -80,7 +81,6 @@ def test_a_prediction_that_is_wrong_is_told(capsys, monkeypatch):
     [
         (LARGEST[:1], "mtnlg plan is not told what to show (command line). Try: --explain-sharding, --draw=FILE.svg, --compare"),
         ((*LARGEST, "--check"), "a mesh of 2240 devices is too large for the virtual ones, of which there are 16 at most (--check)"),
-        ((*LARGEST, "--config.mesh.pipe=36"), "  - model.num_layers=105 does not divide by mesh.pipe=36\n"),
         (("--explain-sharding",), "no config is named"),
         ((*LARGEST[:1], "--draw=a.svg", "--check"), "--check compares with what --explain-sharding predicts (command line)"),
         ((*LARGEST[:1], "--draw=a.png"), "--draw=a.png does not end in .svg, and nothing else is written (command line). Try: --draw="),

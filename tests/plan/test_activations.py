@@ -24,6 +24,8 @@ CASES = {
     "tensor, everything again": (GATED, {"compute_dtype": "bfloat16", "recompute": "full"}, {"tensor": 2}, "1f1b"),
     "sequences in parts": (DROPPED, {}, {"tensor": 2, "sequence_parallel": True}, "interleaved"),
     "data, attention again": (GATED, {"recompute": "selective"}, {"data": 2, "tensor": 2, "sequence_parallel": True, "zero": 2}, "1f1b"),
+    "parts of contexts": (GATED, {"compute_dtype": "bfloat16"}, {"context": 2}, "zb_v"),
+    "parts of contexts with dropout": (DROPPED, {}, {"context": 2, "tensor": 2, "sequence_parallel": True}, "1f1b"),
 }
 
 
@@ -55,12 +57,7 @@ def test_by_arithmetic():
     train = schema.Train(batch_size=4, microbatch_size=1, compute_dtype="bfloat16", recompute="full")
     config = schema.Config(model=MODEL, train=train, mesh=schema.Mesh(pipe=2, tensor=2))
     width, heads, columns = 32, 16, 64  # of one device
-    taps = (width + heads) + (width + 2 * heads) + (heads + width) + (width + columns) + (columns + width)
+    taps = (width + heads + 2 * heads) + (heads + width) + (width + columns) + (columns + width)  # two products have one input
     slot = activations.slot_bytes(config)
     assert slot.mail == 8 * width * 2
     assert slot.deferred == 3 * 8 * taps * 2
-
-
-def test_with_shards_of_sequences_nobody_knows():
-    config = schema.Config(model=MODEL, mesh=schema.Mesh(pipe=2, context=2))
-    assert activations.slot_bytes(config) is None

@@ -6,10 +6,11 @@ from collections import Counter
 import pytest
 from meshes import MODELS
 
+from mtnlg import pipeline
 from mtnlg.core import config as configs
 from mtnlg.core import schema
-from mtnlg.model import blockwise
-from mtnlg.plan import collectives
+from mtnlg.model import blockwise, transformer
+from mtnlg.plan import collectives, issued, trips
 from mtnlg.plan.collectives import Collective
 
 
@@ -41,7 +42,7 @@ def test_bytes_of_a_ring(kind, axes, sent):
 
 
 def test_the_largest_model_by_hand():
-    """530 B: 240 microbatches of one sequence, 3 layers of a stage, tensor 8, data 8, ZeRO 1, all recomputed."""
+    """530 B: 240 microbatches of one sequence, 3 layers of a stage, tensor 8, data 8, ZeRO 1, all recomputed, 1F1B on 35 stages."""
     config = configs.resolve(["--config=configs/mtnlg_530b.py"])
     found, tokens, width = collectives.totals(collectives.predict(config)), 2048, 20480
 
@@ -49,20 +50,26 @@ def test_the_largest_model_by_hand():
         return found.pop(Collective(kind, (axis,), why, dtype, elements))
 
     stream = ("all_reduce", "tensor", "bfloat16", tokens * width)
-    assert of("attention, out of its heads", *stream) == 240 * 3 * 2  # once more in the backward
-    assert of("feed-forward, out of its rows", *stream) == 240 * 3  # that one is not needed again
+    assert of("attention, out of its heads", *stream) == 240 * 3 * 2  # the forward again
+    assert of("feed-forward, out of its rows", *stream) == 240 * 3 * 2
     assert of("attention, into its heads, backward", *stream) == 240 * 3
     assert of("feed-forward, into its columns, backward", *stream) == 240 * 3
     assert of("head, into the rows of the vocabulary, backward", *stream) == 240
-    assert of("embedding, out of the rows of the vocabulary", "all_reduce", "tensor", "bfloat16", tokens * width) == 240
+    assert of("embedding, out of the rows of the vocabulary", "all_reduce", "tensor", "bfloat16", tokens * width) == 240 * 2
     assert of("largest logit of the whole vocabulary", "all_reduce", "tensor", "float32", 1024) == 240 * 2
     assert of("sum of exponentials, and the target's logit, over the vocabulary", "all_reduce", "tensor", "float32", 2048) == 240 * 2
     mlp, scattered = 3 * 4 * width * width // 8, "gradients, over samples, each device its shards"
     assert of("weights, gathered for the step", "all_gather", "data", "bfloat16", mlp // 8) == 2
-    assert of("weights, gathered for the step", "all_gather", "data", "float32", 51200 * width // 64) == 1
+    table = (51200 + 40) * width // 8  # filled up for 35 stages
+    assert of("weights, gathered for the step", "all_gather", "data", "float32", table // 35 // 8) == 1
+    assert of("embedding and head, gathered for the step", "all_gather", "pipe", "float32", table // 35) == 1
+    assert of("gradients, over stages, each device its shards", "reduce_scatter", "pipe", "float32", table // 8) == 1
+    for why in pipeline.MESSAGES:
+        assert of(why, "collective_permute", "pipe", "bfloat16", tokens * width) == 4 * 240 + 2 * 34  # F, R, B and W, and the ends
     assert of(scattered, "reduce_scatter", "data", "float32", mlp) == 2
-    assert of("mean squares, over samples and places", "all_reduce", "data", "float32", 3) == 1
-    assert all(one.axes == ("data",) for one in found)
+    assert of("mean squares, over tokens", "all_reduce", "data", "float32", 3) == 1
+    assert of("mean squares, of all stages", "all_gather", "pipe", "float32", 3) == 1
+    assert {one.axes for one in found} == {("data",), ("pipe",), ("pipe", "data")}
 
 
 def test_one_device_needs_none():
@@ -127,7 +134,7 @@ def test_zero_moves_seven_matrices(zero, expected):
 def test_microbatches_repeat_what_is_theirs():
     once, four = (config_on(data=2, tensor=2, zero=2, train={"microbatch_size": size}) for size in (8, 2))
     repeats = {part: {row.repeats for row in collectives.predict(four) if row.part == part} for part in collectives.PARTS}
-    assert repeats == {"layer, forward": {8}, "layer, backward": {8}, "microbatch": {4}, "step": {1}}
+    assert repeats == {"layer, forward": {8}, "layer, backward": {8}, "microbatch": {4}, "tick": set(), "step": {1}}
     of_step = [[row for row in collectives.predict(config) if row.part == "step"] for config in (once, four)]
     assert of_step[0] == of_step[1]
 
@@ -174,6 +181,47 @@ def test_a_ring_moves_keys_once_and_twice_and_brings_their_gradients_home():
     again = collectives.predict(config_on(context=4, train={"recompute": "full"}))
     times = [row.times for row in again if row.part == "layer, backward" and row.collective.why == blockwise.KEYS]
     assert times == [6], "with everything computed again the forward's ring goes round once more"
+
+
+def staged(recompute="none", schedule="1f1b", model=MODELS["mtnlg"], **mesh) -> schema.Config:
+    """Eight microbatches on two stages, of three layers and two."""
+    train = schema.Train(batch_size=16, microbatch_size=2 // mesh.get("data", 1), recompute=recompute)
+    model = dataclasses.replace(model, num_layers=5)
+    return schema.Config(model=model, mesh=schema.Mesh(pipe=2, **mesh), train=train, pipeline=schema.Pipeline(schedule=schedule))
+
+
+@pytest.mark.parametrize(("recompute", "ticks", "forwards"), [("none", 26, 1), ("full", 34, 2)])
+def test_a_stage_repeats_layers_microbatches_and_ticks(recompute, ticks, forwards):
+    config = staged(recompute, tensor=2, context=2)
+    repeats = {part: {row.repeats for row in collectives.predict(config) if row.part == part} for part in collectives.PARTS}
+    layers = 3 * 8
+    assert repeats == {"layer, forward": {layers}, "layer, backward": {layers}, "microbatch": {8}, "tick": {ticks}, "step": {1}}
+    assert counts(config, "tick") == {
+        ("all_gather", ("context",), transformer.PLACES): 1,
+        ("collective_permute", ("pipe",), pipeline.MESSAGES[0]): 1,
+    }
+    out = ("all_reduce", ("tensor",), "feed-forward, out of its rows")
+    assert counts(config, "layer, forward")[out] + counts(config, "layer, backward")[out] == forwards
+    assert counts(config, "microbatch")["all_reduce", ("tensor",), "embedding, out of the rows of the vocabulary"] == forwards
+
+
+@pytest.mark.parametrize(("model", "outer"), [("mtnlg", 3), ("neox", 2)])
+def test_with_zero_2_each_layer_scatters_and_a_tied_embedding_twice(model, outer):
+    """Five kernels of a layer; embedding and positions on the first stage, on the last the head, which may be the embedding."""
+    config, scattered = staged(data=2, zero=2, model=MODELS[model]), ("reduce_scatter", ("data",), issued.SCATTERED)
+    assert {part: counts(config, part)[scattered] for part in collectives.PARTS if counts(config, part)[scattered]} == {
+        "layer, backward": 5,
+        "microbatch": outer,
+    }
+
+
+def test_all_loops_are_counted_by_name():
+    """The turns of zb_v by arithmetic; the last chunk is on the first stage, with the head."""
+    config = dataclasses.replace(staged("full", "zb_v"), pipeline=schema.Pipeline(schedule="zb_v", layers_per_stage=(1, 1, 1, 2)))
+    found = trips.of(config)
+    assert found.pop("ticks") >= 4 * 2 * 8
+    assert found == dict.fromkeys("FRBW", 3 * 8) | {"embedding": 16, "embedding, backward": 8, "head": 8}
+    assert trips.of(config_on(train={"microbatch_size": 4})) == {"microbatches": 4}
 
 
 def test_with_stages_keys_are_gathered():

@@ -7,7 +7,7 @@ import pytest
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError, MissingInput
 from mtnlg.parallel import lockstep, program, schedule, schedule_file, stages
-from mtnlg.plan import activations, comparison, gantt, timeline
+from mtnlg.plan import activations, comparison
 from mtnlg.plan.text import size
 
 MODEL = schema.Model(num_layers=10, d_model=32, num_heads=4, vocab_size=64, vocab_multiple=64, seq_len=8)
@@ -78,9 +78,3 @@ def test_a_table_of_ones_own_comes_last(tmp_path):
 def test_a_fault_of_the_config_is_no_row(config, error, says):
     with pytest.raises(error, match=says):
         comparison.rows(config)
-
-
-def test_what_is_unknown_is_said():
-    config = dataclasses.replace(config_of(), mesh=schema.Mesh(pipe=4, context=2))
-    assert all("unknown" in words for words in lines_of(config).values())
-    assert gantt.summary(timeline.of(config)).endswith("bytes of activations unknown with mesh.context=2")

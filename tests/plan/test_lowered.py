@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
-from meshes import MODELS, config_of, without_ring
+from meshes import MODELS, config_of
 
-from mtnlg import spmd
+from mtnlg import pipeline
 from mtnlg.core import collectives as house
 from mtnlg.core import schema
-from mtnlg.model import blockwise, transformer
+from mtnlg.model import transformer
 from mtnlg.parallel import mesh as meshes
 from mtnlg.parallel import zero
-from mtnlg.plan import collectives, lowered
+from mtnlg.plan import collectives, lowered, trips
 from mtnlg.plan.collectives import Collective
 from mtnlg.train import step as steps
 
@@ -36,6 +36,16 @@ FAST = (
     ("llama", {"data": 2, "context": 2, "tensor": 4, "zero": 3, "sequence_parallel": True}, {"recompute": "none"}),
 )  # fmt: skip
 
+PARTED = {"sequence_parallel": True}
+STAGES = (
+    ("mtnlg", {"pipe": 2, "data": 2, "tensor": 2, "zero": 2, **PARTED}, {"num_layers": 3, "loss_chunk_tokens": 7}),
+    ("llama", {"pipe": 2, "data": 2, "tensor": 4, "zero": 2}, {"pipeline": {"schedule": "zb_v"}, "num_layers": 4, "recompute": "full"}),
+    ("neox", {"pipe": 4, "data": 2, "zero": 0}, {"pipeline": {"schedule": "interleaved"}, "num_layers": 9, "recompute": "selective"}),
+    ("bloom", {"pipe": 2, "context": 2, "tensor": 2, "zero": 1, **PARTED}, {"pipeline": {"schedule": "zb_v"}, "num_layers": 5, **RAREST}),
+    ("mtnlg", {"pipe": 2, "replica": 2, "data": 2, "zero": 1}, {"pipeline": {"layers_per_stage": (2, 0)}}),
+    ("bloom", {"pipe": 4, "context": 4}, {"pipeline": {"schedule": "zero_bubble"}, "num_layers": 5}),
+)  # fmt: skip
+
 
 def every_case():
     """Each (replica, data, context, tensor) of up to 8 devices with all that changes something on it; the rest in turn."""
@@ -50,6 +60,20 @@ def every_case():
                 yield model, mesh, {"recompute": recompute, "microbatch_size": 16 // (replica * data * microbatches), **dtypes}
 
 
+def every_case_of_stages():
+    """Each (pipe, replica or data, context, tensor) of up to 8 devices, as in `every_case`; schedules in turn."""
+    turns = itertools.cycle(itertools.product(MODELS, ("none", "selective", "full"), schema.SCHEDULES, (BF16, {})))
+    for pipe, replica, data, context, tensor in itertools.product((2, 4), (1, 2), (1, 2), (1, 2), (1, 2, 4)):
+        if pipe * replica * data * context * tensor > 8:
+            continue
+        for level in range(3) if data > 1 else (1,):
+            for parted in (False, True) if tensor > 1 else (False,):
+                model, recompute, schedule, dtypes = next(itertools.islice(turns, 12, None))  # thirteen on: every pair comes up
+                mesh = {"pipe": pipe, "replica": replica, "data": data, "context": context, "tensor": tensor, "zero": level}
+                train = {"recompute": recompute, "num_layers": 9, "pipeline": {"schedule": schedule}, **dtypes}
+                yield model, mesh | {"sequence_parallel": parted}, train
+
+
 def name_of(case) -> str:
     model, mesh, train = case
     return "-".join([model, *(f"{name}{int(value)}" for name, value in mesh.items()), *map(str, train.values())])
@@ -57,13 +81,13 @@ def name_of(case) -> str:
 
 def both(model, mesh, train):
     """(predicted, counted in the lowered step)."""
-    config = config_of(model, mesh, **{"compute_dtype": "float32", "param_dtype": "float32"} | train)
+    stages = {"microbatch_size": 2} if "pipe" in mesh else {}
+    config = config_of(model, mesh, **{"compute_dtype": "float32", "param_dtype": "float32"} | stages | train)
     made = meshes.make(config.mesh)
-    found = lowered.count(steps.lower(config, made), made, config.train.batch_size // config.microbatch_rows)
-    return collectives.totals(collectives.predict(config)), found
+    return collectives.totals(collectives.predict(config)), lowered.count(steps.lower(config, made), made, trips.of(config))
 
 
-@pytest.mark.parametrize("case", FAST, ids=name_of)
+@pytest.mark.parametrize("case", (*FAST, *STAGES), ids=name_of)
 def test_the_lowered_step_has_exactly_what_is_predicted(case):
     predicted, found = both(*case)
     assert found == predicted
@@ -71,7 +95,7 @@ def test_the_lowered_step_has_exactly_what_is_predicted(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", list(every_case()), ids=name_of)
+@pytest.mark.parametrize("case", [*every_case(), *every_case_of_stages()], ids=name_of)
 def test_so_it_is_on_every_mesh(case):
     predicted, found = both(*case)
     assert found == predicted
@@ -86,17 +110,6 @@ def test_in_float64_everything_is_float64():
 
 def test_one_device_has_none():
     assert both("llama", {"zero": 3}, {}) == ({}, {})
-
-
-@pytest.mark.parametrize("train", [{}, {"recompute": "selective"}, {"recompute": "full", "compute_dtype": "bfloat16"}], ids=str)
-def test_gathered_keys_as_stages_need_them(monkeypatch, train):
-    """Without the stages, which have no program yet."""
-    mesh = {"data": 2, "context": 4, "zero": 1}
-    monkeypatch.setattr(spmd, "context_shard", without_ring)
-    monkeypatch.setattr(collectives._Step, "rings", False)
-    predicted, found = both("llama", mesh, train)
-    assert found == predicted
-    assert {blockwise.ALL_KEYS, f"{blockwise.ALL_KEYS}, backward"} < {one.why for one in found}
 
 
 def difference(predicted, found) -> dict[str, int]:
@@ -116,9 +129,29 @@ def test_a_sum_that_is_missing_is_noticed(monkeypatch):
     assert found.keys() == {"gradients, over samples"} and max(found.values()) < 0
 
 
+def test_a_message_that_nobody_sends_is_noticed(monkeypatch):
+    monkeypatch.setattr(house, "permute", lambda x, *_: x)
+    found = difference(*both(*STAGES[2]))
+    assert found.keys() == set(pipeline.MESSAGES) and max(found.values()) < 0
+
+
+def test_what_every_tick_does_though_one_stage_needs_it_is_noticed(monkeypatch):
+    """Negative control: the head not in a loop of its own, whose turns are known."""
+    once_if = pipeline._once_if
+    always = lambda name, *rest: once_if(name, *rest) if name != pipeline.HEAD else rest[1](rest[2])  # noqa: E731
+    monkeypatch.setattr(pipeline, "_once_if", always)
+    found = difference(*both("bloom", {"pipe": 2, "tensor": 2}, {}))
+    assert found.keys() == {
+        "head, into the rows of the vocabulary, backward",
+        "largest logit of the whole vocabulary",
+        "sum of exponentials, and the target's logit, over the vocabulary",
+    }
+    assert min(found.values()) > 0
+
+
 def test_loops_calls_and_branches_are_counted():
-    """One sum before everything, one in a loop of 3 in a loop of 5, a permute and a gather in a called function, a sum in a loop of a
-    traced bound."""
+    """One sum before everything, one in a loop of 3 in a loop of 5, a permute and a gather in a called function, sums in a loop of a
+    traced bound, in a named loop in it, and in branches; one whose sum nobody reads."""
     mesh = meshes.make(schema.Mesh(data=2, tensor=2))
 
     def reduced(x, why):
@@ -126,8 +159,12 @@ def test_loops_calls_and_branches_are_counted():
 
     @jax.jit
     def called(x):
-        x = house.permute(x, "data", "round")
+        x = house.permute(x, "data", 1, "round")
         return house.all_gather(x, "data", 0, "called")[: x.shape[0]]
+
+    def named(x, number):
+        with jax.named_scope("inside"):
+            return jax.lax.fori_loop(0, number % 2, lambda _, x: reduced(x, "traced, inside"), x)
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(), P()), out_specs=P(), check_vma=False)
     def program(x, number):
@@ -135,19 +172,27 @@ def test_loops_calls_and_branches_are_counted():
         inner = lambda x, _: (house.reduce_scatter(x, "tensor", 0, "inner").repeat(2, 0), None)  # noqa: E731
         outer = lambda x, _: (called(jax.lax.scan(inner, x, length=3)[0]), None)  # noqa: E731
         x, _ = jax.lax.scan(outer, x, length=5)
-        x = jax.lax.fori_loop(0, number, lambda _, x: reduced(x, "traced"), x)
+        with jax.named_scope("outer"):
+            x = jax.lax.fori_loop(0, number, lambda _, x: named(reduced(x, "traced"), number), x)
+        reduced(x, "unread") + 1
+        with jax.named_scope("known"):
+            x = jax.lax.cond(number > 2, lambda x: house.all_max(x, "tensor", "known branch"), lambda x: x, x)
         return jax.lax.cond(number > 1, lambda x: house.all_max(x, "tensor", "branch"), lambda x: x, x)
 
     step = jax.jit(program).lower(jnp.zeros((4, 2), jnp.bfloat16), 1)
     both_axes = ("data", "tensor")
-    assert lowered.count(step, mesh, num_microbatches=7) == {
+    assert lowered.count(step, mesh, {"outer": 7, "inside": 2, "known": 3}) == {
         Collective("all_reduce", both_axes, "before", "bfloat16", 8): 1,
         Collective("reduce_scatter", ("tensor",), "inner", "bfloat16", 8): 15,
         Collective("collective_permute", ("data",), "round", "bfloat16", 8): 5,
         Collective("all_gather", ("data",), "called", "bfloat16", 8): 5,
         Collective("all_reduce", both_axes, "traced", "bfloat16", 8): 7,
+        Collective("all_reduce", both_axes, "traced, inside", "bfloat16", 8): 2,
+        Collective("all_reduce", ("tensor",), "known branch", "bfloat16", 8): 3,
         Collective("all_reduce", ("tensor",), "branch", "bfloat16", 8): 1,
     }
+    with pytest.raises(KeyError, match="inside"):
+        lowered.count(step, mesh, {"outer": 7, "known": 3})
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])

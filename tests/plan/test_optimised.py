@@ -12,7 +12,7 @@ from meshes import config_of
 
 from mtnlg.core import schema
 from mtnlg.parallel import mesh as meshes
-from mtnlg.plan import lowered, optimised
+from mtnlg.plan import lowered, optimised, trips
 from mtnlg.plan.collectives import Collective
 from mtnlg.train import step as steps
 
@@ -24,10 +24,22 @@ def compiled(zero: int, sequence_parallel: bool = False, microbatch_size: int = 
     """(collectives of the lowered step, instructions of the compiled one) on two replicas of two by two devices."""
     mesh = {"replica": 2, "data": 2, "tensor": 2, "zero": zero, "sequence_parallel": sequence_parallel}
     config = config_of("llama", mesh, **{"compute_dtype": "float32", "param_dtype": "float32", "microbatch_size": microbatch_size} | train)
-    made = meshes.make(config.mesh)
+    return counted(config)
+
+
+def counted(config: schema.Config) -> tuple[Counter, Counter]:
+    made, turns = meshes.make(config.mesh), trips.of(config)
     step = steps.lower(config, made)
-    number = config.train.batch_size // config.microbatch_rows
-    return lowered.count(step, made, number), optimised.count(step.compile().as_text(), dict(made.shape), number)
+    return lowered.count(step, made, turns), optimised.count(step.compile().as_text(), dict(made.shape), turns)
+
+
+def ours(instructions: Counter) -> Counter:
+    """{collective of spmd.py: how often it runs}."""
+    found = Counter()
+    for instruction, times in instructions.items():
+        for operand in instruction.operands:
+            found[operand.collective] += times * operand.is_ours
+    return +found
 
 
 CASES = [(0, False), (1, True), (2, False), (3, True)]
@@ -46,15 +58,41 @@ def test_outside_shard_map_only_scalars_travel(zero, sequence_parallel):
 def test_xla_runs_what_was_asked_for(zero, sequence_parallel):
     """Merged, but each array of each collective with its axes, dtype, size and why."""
     asked, instructions = compiled(zero, sequence_parallel)
-    ours = Counter()
-    for instruction, times in instructions.items():
-        for operand in instruction.operands:
-            ours[operand.collective] += times * operand.is_ours
-    assert +ours == asked
+    assert ours(instructions) == asked
     lines = optimised.differences(asked, instructions)
     assert not any(" became " in line for line in lines)
     assert any(line.startswith("gradients, over samples: ") and line.endswith(" merged") for line in lines)
     assert lines[-1].startswith("added by XLA outside shard_map")
+
+
+STAGES = [
+    ("mtnlg", {"pipe": 4, "data": 2, "tensor": 2, "zero": 2, "sequence_parallel": True}, {"num_layers": 5}),
+    pytest.param(
+        "bloom", {"pipe": 4, "context": 2, "zero": 1}, {"num_layers": 9, "pipeline": {"schedule": "zb_v"}, "recompute": "full"},
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        "llama", {"pipe": 4, "data": 2, "tensor": 2, "zero": 0}, {"num_layers": 8, "pipeline": {"schedule": "interleaved"}},
+        marks=pytest.mark.slow,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "mesh", "settings"), STAGES)
+def test_so_it_is_with_stages(model, mesh, settings):
+    """Nothing leaves the loop of the one stage that needs it for the loop over ticks, where all would do it."""
+    dtypes = {"compute_dtype": "float32", "param_dtype": "float32"}
+    asked, instructions = counted(config_of(model, mesh, microbatch_size=2, **dtypes, **settings))
+    assert optimised.strangers(instructions) == []
+    assert ours(instructions) == asked
+
+
+def test_of_two_stages_both_neighbours_are_one():
+    """XLA sends one message where two would go to the same device."""
+    dtypes = {"compute_dtype": "float32", "param_dtype": "float32"}
+    asked, instructions = counted(config_of("neox", {"pipe": 2}, microbatch_size=4, **dtypes))
+    (line,) = [line for line in optimised.differences(asked, instructions) if " became " in line]
+    assert line.startswith("messages, to the stage before: ") and line.endswith(" became nothing")
 
 
 def test_a_change_of_dtype_is_named():
@@ -69,7 +107,7 @@ def test_a_change_of_dtype_is_named():
 def program(body: str) -> Counter:
     """The instructions of a module with these lines as its entry."""
     text = "HloModule m\n\nENTRY %main (a: f32[8]) -> f32[8] {\n" + "\n".join(f"  {line}" for line in body.splitlines()) + "\n}\n"
-    return optimised.count(text, DEGREES)
+    return optimised.count(text, DEGREES, {})
 
 
 def line(kind="all-reduce", result="f32[]", groups="{{0,1},{2,3},{4,5},{6,7}}", name="jit(step)/reduce_sum") -> str:
@@ -104,7 +142,7 @@ def test_a_real_program_that_gathers_a_matrix_is_noticed():
     everywhere = NamedSharding(mesh, P())
     x = jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=NamedSharding(mesh, P("tensor", None)))
     text = jax.jit(lambda x: x * 2, out_shardings=everywhere).lower(x).compile().as_text()
-    (found,) = optimised.strangers(optimised.count(text, dict(mesh.shape)))
+    (found,) = optimised.strangers(optimised.count(text, dict(mesh.shape), {}))
     assert "all_gather of rank 2" in found and "64 bytes outside shard_map" in found
 
 
@@ -181,8 +219,9 @@ def test_loops_calls_and_branches_are_counted():
 
 ENTRY %main (a: f32[8]) -> f32[8] {{
   %w = (f32[]) while(%t), condition=%cond, body=%body, backend_config={{"known_trip_count":{{"n":"5"}}}}
-  %v = (f32[]) while(%t), condition=%cond, body=%body
+  %v = (f32[]) while(%t), condition=%cond, body=%body, metadata={{op_name="jit(f)/shard_map/turns/while"}}
   %c = f32[] call(%t), to_apply=%called
+  %d = f32[] conditional(%i, %t, %t), branch_computations={{%called, %cond}}, metadata={{op_name="jit(f)/shard_map/known/cond"}}
   ROOT %b = f32[] conditional(%i, %t, %t), branch_computations={{%called, %cond}}
 }}
 
@@ -190,5 +229,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {{
   %p = f32[] parameter(0)
 }}
 """
-    found = optimised.count(text, DEGREES, num_microbatches=7)
-    assert {instruction.operands[0].collective.why: times for instruction, times in found.items()} == {"inner": 12, "called": 2}
+    found = optimised.count(text, DEGREES, {"turns": 7, "known": 3})
+    assert {instruction.operands[0].collective.why: times for instruction, times in found.items()} == {"inner": 12, "called": 5}
+    with pytest.raises(KeyError, match="turns"):
+        optimised.count(text, DEGREES, {"known": 3})
