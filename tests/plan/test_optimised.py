@@ -87,14 +87,6 @@ def test_so_it_is_with_stages(model, mesh, settings):
     assert ours(instructions) == asked
 
 
-def test_of_two_stages_both_neighbours_are_one():
-    """XLA sends one message where two would go to the same device."""
-    dtypes = {"compute_dtype": "float32", "param_dtype": "float32"}
-    asked, instructions = counted(config_of("neox", {"pipe": 2}, microbatch_size=4, **dtypes))
-    (line,) = [line for line in optimised.differences(asked, instructions) if " became " in line]
-    assert line.startswith("messages, to the stage before: ") and line.endswith(" became nothing")
-
-
 def test_a_change_of_dtype_is_named():
     """A CPU has no sums in bfloat16. Six kernels, tokens and head, of each a half: 3,328 elements."""
     lines = optimised.differences(*compiled(1, reduce_dtype="bfloat16", compute_dtype="bfloat16"))
