@@ -66,8 +66,8 @@ def pretrain(config: schema.Config, workdir: str, overrides: dict) -> Result:
     """
     same = {name: str(value) for name, value in configs.to_flat(config).items()} | environment.versions()
     processes.require_same(same, "the same command and the same packages for every process")
-    mesh, folder = meshes.make(config.mesh), RunFolder(workdir)
     timetable.require(config)
+    mesh, folder = meshes.make(config.mesh), RunFolder(workdir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(Screen(sys.stdout)))
         processes.by_first(lambda: str(stack.enter_context(folder).path))

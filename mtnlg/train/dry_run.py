@@ -7,6 +7,7 @@ import jax
 from mtnlg.core import schema
 from mtnlg.model import count
 from mtnlg.parallel import mesh as meshes
+from mtnlg.parallel import timetable
 from mtnlg.train import schedule
 from mtnlg.train import state as states
 from mtnlg.train import step as steps
@@ -14,6 +15,7 @@ from mtnlg.train import step as steps
 
 def describe(config: schema.Config) -> str:
     """Compiles the training step for the devices at hand and says what it needs. Allocates no array."""
+    timetable.require(config)
     mesh = meshes.make(config.mesh)
     memory, end = steps.lower(config, mesh).compile().memory_analysis(), schedule.final_position(config)
     rows, state = config.microbatch_rows, jax.tree.leaves(states.abstract(config, mesh))

@@ -223,14 +223,15 @@ def test_a_config_that_gives_none(stderr_of, tmp_path, name, text):
 # The mesh and the data: found out by the programs themselves
 
 
-@pytest.mark.parametrize("axis", ["pipe"])
 @pytest.mark.parametrize("how", ["--workdir", "--dry_run"])
-def test_an_axis_that_cannot_be_honoured(stderr_of, tmp_path, monkeypatch, axis, how):
+def test_stages_without_layers_for_them(stderr_of, tmp_path, monkeypatch, how):
     """Before any device is asked for and any file is written."""
     monkeypatch.setattr(jax, "devices", lambda *_: pytest.fail("a device was asked for"))
-    arguments = [f"--config.mesh.{axis}=2", "--dry_run" if how == "--dry_run" else f"--workdir={tmp_path / 'run'}"]
-    line = f"mesh.{axis}=2: this version has no {axis} parallelism yet (--config.mesh.{axis}). Try: --config.mesh.{axis}=1"
-    assert stderr_of("train", DEMO, *arguments) == (line, 2)
+    staged = ["--config.mesh.pipe=2", "--config.train.microbatch_size=2", "--config.train.unroll_layers=false", "--config.sample.prompts="]
+    arguments = [*staged, "--config.pipeline.layers_per_stage=3,2", "--dry_run" if how == "--dry_run" else f"--workdir={tmp_path / 'run'}"]
+    key = "pipeline.layers_per_stage"
+    line = f"{key}=3,2 is not 2 numbers of 0 or more, one for each part of the model, that add up to model.num_layers=4 (--config.{key})"
+    assert stderr_of("train", DEMO, *arguments) == (f"{line}. Try: --config.{key}=3,1, or none", 2)
     assert not (tmp_path / "run").exists()
 
 

@@ -50,12 +50,12 @@ def source(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def prepared(source, tmp_path_factory):
     return tmp_path_factory.mktemp("tokens")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def resolve(tiny, source, prepared):
     return lambda **changes: tiny(**{"data__source": str(source / "docs.jsonl"), "data__directory": str(prepared)} | changes)
 

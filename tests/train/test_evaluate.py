@@ -112,8 +112,8 @@ def told(config=CONFIG, *, position=Position(), stop_after=STOP_NEVER, losses=No
             taken.append(None)
             yield loop.Batch({"tokens": "fields"}, 3, 2)
 
-    def step_program(state, fields, num_microbatches, step, rate, with_norms):
-        assert (state, fields, num_microbatches) == (f"state {step}", {"tokens": "fields"}, 3)
+    def step_program(state, fields, num_microbatches, step, rate, with_norms, timetable):
+        assert timetable is None and (state, fields, num_microbatches) == (f"state {step}", {"tokens": "fields"}, 3)
         events.append(("step", step + 1, with_norms))
         metrics = {"loss": (losses or {}).get(step + 1, 0.5 * step), "grad_norm": 1.0, "norms": {"grad": {"mlp": float(step + 1)}}}
         return f"state {step + 1}", metrics
