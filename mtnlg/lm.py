@@ -12,7 +12,7 @@ from mtnlg.core import config as configs
 from mtnlg.core import schema, validate
 from mtnlg.core.errors import ConfigError, DataError, MissingInput
 from mtnlg.data import tokenizer as tokenizers
-from mtnlg.infer.engine import Engine, Request
+from mtnlg.infer.engine import Engine, Request, refuse_stages
 from mtnlg.model import transformer
 from mtnlg.parallel import arrangement
 from mtnlg.parallel import mesh as meshes
@@ -41,6 +41,7 @@ def from_pretrained(path: str | os.PathLike, mesh: schema.Mesh | None = None) ->
         raise DataError("the tokenizer is not the one the model was trained with", str(folder), "the run's own tokenizer/")
     config = dataclasses.replace(config, mesh=mesh or schema.Mesh())
     configs.require_none(validate.mesh_problems(config), str(step_dir))
+    refuse_stages(config)
     made = meshes.make(config.mesh)
     return LanguageModel(tokenizer, Engine(config, made, load_params(step_dir, config, made), tokenizer.vocab_size))
 

@@ -65,8 +65,9 @@ def pretrain(config: schema.Config, workdir: str, overrides: dict) -> Result:
     `workdir`. Raises any MtnlgError; what is already saved stays.
     """
     same = {name: str(value) for name, value in configs.to_flat(config).items()} | environment.versions()
-    processes.require_same(same, "the same command and the same packages for every process")
     timetable.require(config)
+    same["the pipeline's timetable"] = timetable.digest(config)
+    processes.require_same(same, "the same command and the same packages for every process")
     mesh, folder = meshes.make(config.mesh), RunFolder(workdir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(Screen(sys.stdout)))

@@ -27,6 +27,7 @@ from mtnlg.parallel.mesh import BATCH
 SAMPLE_AXES = ("replica", "data")  # axes whose devices hold different samples
 TOKEN_AXES = (*SAMPLE_AXES, "context")  # axes whose devices hold different tokens
 ROWS = P(SAMPLE_AXES)
+SCORES = P(SAMPLE_AXES, None)  # of [B, L], every sequence whole
 MICROBATCHES = "microbatches"  # the name of the loop over them in the program
 BATCH_FIELDS = ("tokens", "targets", "positions", "segment_ids", "weights")
 
@@ -210,7 +211,7 @@ def score(config: schema.Config, mesh: Mesh):
         found = (piped if config.mesh.pipe > 1 else whole)(weights.for_step(shards), batch)
         return tuple(context.in_order(context.all_places(x, 1, "scores, of all places"), 1) for x in found)
 
-    return _over(mesh, (weights.storage, {name: BATCH for name in BATCH_FIELDS}), (ROWS, ROWS))(local)
+    return _over(mesh, (weights.storage, {name: BATCH for name in BATCH_FIELDS}), (SCORES, SCORES))(local)
 
 
 def compute_params(config: schema.Config, mesh: Mesh):

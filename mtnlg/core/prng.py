@@ -63,5 +63,5 @@ class Dropout(NamedTuple):
         over_queries = jax.vmap(bits, (None, None, 0))
         over_heads = jax.vmap(over_queries, (None, 0, None))
         bits_BHLS = jax.vmap(over_heads, (0, None, None))(self.samples_B, heads_H, self.queries_L)
-        keep_BHLS = bits_BHLS >= jnp.uint32(round(rate * 2**32))
+        keep_BHLS = ~(bits_BHLS < jnp.uint32(round(rate * 2**32)))  # less-than as in `hidden`: model/split.py keeps what it says
         return jnp.where(keep_BHLS, probs_BHLS / (1 - rate), jnp.zeros_like(probs_BHLS))

@@ -180,11 +180,16 @@ SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero_bubble", "zb_v")
 @dataclass(frozen=True)
 class Pipeline:
     schedule: str = key("1f1b", f"who computes what when, with mesh.pipe > 1: {', '.join(SCHEDULES)}, or a table of your own, FILE.csv")
-    chunks: int = key(2, "interleaved: parts of the model on each stage")
+    chunks: int | None = key(None, "interleaved: parts of the model on each stage; none: 2")
     in_flight: int | None = key(None, "zero_bubble: microbatches that a stage may hold at once; none: mesh.pipe")
     layers_per_stage: tuple[int, ...] = key(
-        (), "blocks of each part of the model, in the model's order; none given: balanced, with embedding and head counted"
+        (), "blocks of each part of the model, in the model's order; none given: balanced, with the head counted"
     )
+
+    @property
+    def num_chunks(self) -> int:
+        """C, of a schedule that has a name."""
+        return {"interleaved": self.chunks or 2, "zb_v": 2}.get(self.schedule, 1)
 
 
 @dataclass(frozen=True)

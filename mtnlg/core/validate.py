@@ -1,5 +1,6 @@
 """What a key's value may be, and what must hold between keys: every problem at once, before any device is touched."""
 
+from dataclasses import fields
 from difflib import get_close_matches
 from math import gcd, inf
 from operator import attrgetter
@@ -130,14 +131,17 @@ def _pipeline(config):
     if pipeline.schedule not in SCHEDULES and not pipeline.schedule.endswith(".csv"):
         near = get_close_matches(pipeline.schedule, SCHEDULES, 1, 0.3) or ["1f1b"]
         yield f"pipeline.schedule={pipeline.schedule} is none of {', '.join(SCHEDULES)} or FILE.csv: take pipeline.schedule={near[0]}"
-    if pipeline.in_flight is not None and pipeline.schedule != "zero_bubble":
-        yield f"pipeline.in_flight={pipeline.in_flight} needs pipeline.schedule=zero_bubble, not {pipeline.schedule}"
-    if mesh.pipe == 1 and pipeline.layers_per_stage:
-        yield f"pipeline.layers_per_stage={pipeline.layers_per_stage} needs mesh.pipe={len(pipeline.layers_per_stage)}, not 1"
-    if mesh.pipe <= 1 or pipeline.chunks < 1:
+    for key, owner in (("in_flight", "zero_bubble"), ("chunks", "interleaved")):
+        if getattr(pipeline, key) is not None and pipeline.schedule != owner:
+            yield f"pipeline.{key}={getattr(pipeline, key)} needs pipeline.schedule={owner}, not {pipeline.schedule}"
+    if mesh.pipe == 1:
+        for field in fields(pipeline):
+            if (value := getattr(pipeline, field.name)) != field.default:
+                yield f"pipeline.{field.name}={value} needs pipeline stages: take mesh.pipe=2 or more, or leave it out"
+    if mesh.pipe <= 1 or (pipeline.chunks or 1) < 1:
         return
-    chunks = {"interleaved": pipeline.chunks, "zb_v": 2}.get(pipeline.schedule, 1)
-    if config.model.num_layers < mesh.pipe * chunks - 1:
+    chunks = pipeline.num_chunks
+    if not pipeline.layers_per_stage and config.model.num_layers < mesh.pipe * chunks - 1:
         most = max((config.model.num_layers + 1) // chunks, 1)
         yield (
             f"model.num_layers={config.model.num_layers} cannot fill mesh.pipe={mesh.pipe} stages of {chunks} chunk{'s' * (chunks > 1)} "

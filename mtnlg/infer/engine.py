@@ -29,6 +29,15 @@ class Request(NamedTuple):
     seed: int = 0
 
 
+def refuse_stages(config: schema.Config) -> None:
+    """Raises ConfigError for a mesh with pipeline stages: before weights are read for it."""
+    if config.mesh.pipe > 1:
+        what = f"mesh.pipe={config.mesh.pipe}: text is generated without pipeline stages, whatever the model was trained on"
+        raise ConfigError(
+            what, "--config.mesh.pipe", "mtnlg generate --workdir=RUN --config.mesh.tensor=2, which lays the weights out anew"
+        )
+
+
 class Engine:
     """A model ready to generate: parameters in the compute dtype and the two compiled programs, over the samples and tensor axes."""
 
@@ -37,11 +46,7 @@ class Engine:
 
         Raises ConfigError for a mesh with pipeline stages.
         """
-        if config.mesh.pipe > 1:
-            what = f"mesh.pipe={config.mesh.pipe}: text is generated without pipeline stages, whatever the model was trained on"
-            raise ConfigError(
-                what, "--config.mesh.pipe", "mtnlg generate --workdir=RUN --config.mesh.tensor=2, which lays the weights out anew"
-            )
+        refuse_stages(config)
         self.config, self.mesh = config, mesh
         self.num_ids = num_ids = num_ids or config.model.vocab_size
         self.dtype = jnp.dtype(config.train.compute_dtype)

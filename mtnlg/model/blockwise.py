@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from mtnlg.core import schema
 from mtnlg.core.collectives import ContextShard
@@ -138,7 +139,9 @@ def _attend_forward(model, context, q_BLHK, kv, known):
     nothing = jnp.zeros((*shape, head_dim), dtype), jnp.zeros(shape, dtype), jnp.full(shape, jnp.finfo(dtype).min, dtype)
     (out_BHLK, sum_BHL, shift_BHL), _ = _go_round(context, kv, nothing, None, one)
     out_BLHK = (out_BHLK / sum_BHL[..., None]).transpose(0, 2, 1, 3).astype(q_BLHK.dtype)
-    return out_BLHK, (q_BLHK, kv, known, out_BLHK, shift_BHL + jnp.log(sum_BHL))
+    # Named for the policies that choose what is kept (model/split.py): these two, and nothing of the loops above.
+    out_BLHK, log_sum_BHL = (checkpoint_name(x, "attention in blocks") for x in (out_BLHK, shift_BHL + jnp.log(sum_BHL)))
+    return out_BLHK, (q_BLHK, kv, known, out_BLHK, log_sum_BHL)
 
 
 def _merge(ours, theirs):

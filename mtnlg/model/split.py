@@ -91,8 +91,8 @@ class SplitBlock:
 
 
 # Primitives whose results are kept: products, sums over a row and what is as small, exponentials, and the comparisons that draw dropout
-# masks. Everything else is as large and is cheap to make again.
-KEPT = ("dot_general", "custom_vjp_call", "reduce_sum", "reduce_max", "rsqrt", "exp", "lt")
+# masks; and what has a name (`checkpoint_name`), as the result of attention in blocks. Everything else is as large and cheap to make again.
+KEPT = ("dot_general", "custom_vjp_call", "reduce_sum", "reduce_max", "rsqrt", "exp", "lt", "name")
 
 
 def _worth_keeping(primitive, *operands, **parameters) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtnlg.core import prng, schema
 from mtnlg.core.collectives import WHOLE, WHOLE_SEQUENCE, ContextShard, TensorShard
@@ -24,10 +25,11 @@ from mtnlg.model.layers import Norm
 PLACES = "positions and segments, of all places"
 
 
-def init(model: schema.Model, key, dtype=jnp.float32) -> dict:
+def init(model: schema.Model, key, dtype=jnp.float32, layers: np.ndarray | None = None) -> dict:
     """Fresh parameters, the tree of docs/design.md, blocks stacked on the first axis. A pure function of `key`.
 
-    Raises ConfigError for float64 without JAX's 64-bit mode, which would make them float32.
+    layers: the layer at each place of the stack, zeros where it is -1; None: all layers in their order. Raises ConfigError for float64
+    without JAX's 64-bit mode, which would make them float32.
     """
     if dtype == jnp.dtype("float64") and not jax.config.jax_enable_x64:
         raise ConfigError("weights in float64 need 64-bit mode", "train.param_dtype=float64", "JAX_ENABLE_X64=1 before the command")
@@ -43,7 +45,12 @@ def init(model: schema.Model, key, dtype=jnp.float32) -> dict:
 
     x_BLD = jnp.zeros((1, 1, model.d_model), dtype)
     places = places_of(model, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), jnp.int32), dtype)
-    blocks = jax.vmap(lambda k: Block(model).init(k, x_BLD, places)["params"])(jax.random.split(blocks_key, model.num_layers))
+    keys_N = jax.random.split(blocks_key, model.num_layers)
+    keys_N = keys_N if layers is None else keys_N[jnp.maximum(layers, 0)]
+    blocks = jax.vmap(lambda k: Block(model).init(k, x_BLD, places)["params"])(keys_N)
+    if layers is not None:
+        there = lambda leaf: jnp.asarray(layers >= 0).reshape(-1, *[1] * (leaf.ndim - 1))  # noqa: E731
+        blocks = jax.tree.map(lambda leaf: jnp.where(there(leaf), leaf, jnp.zeros((), leaf.dtype)), blocks)
     params = {"embedding": embedding, "blocks": blocks, "final_norm": Norm(model).init(head_key, x_BLD)["params"]}
     if not model.tie_embeddings:
         params["head"] = {"kernel": normal(head_key, model.d_model, model.padded_vocab_size)}

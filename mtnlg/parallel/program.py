@@ -1,7 +1,8 @@
 """A schedule as the executor reads it: for each tick and stage, what to do and which slots of memory to read and write.
 
 Each stage has three rings of slots. Its mailbox keeps what arrived until it is read; `kept` is what a forward leaves to its B, `deferred`
-what B leaves to its W. One slot more in each, the last, is the spare: what nobody needs is read and written there.
+what B leaves to its W. What nobody needs has the number of slots as its slot: the mailbox has one more for that; of the
+others nothing is read or written then.
 """
 
 from collections.abc import Iterable

@@ -25,7 +25,7 @@ def make(pipeline: schema.Pipeline, num_stages: int, num_microbatches: int, reco
         case "1f1b":
             return one_f_one_b(num_stages, num_microbatches, recompute)
         case "interleaved":
-            return interleaved(num_stages, num_microbatches, pipeline.chunks, recompute)
+            return interleaved(num_stages, num_microbatches, pipeline.num_chunks, recompute)
         case "zero_bubble":
             return zero_bubble(num_stages, num_microbatches, pipeline.in_flight, recompute)
         case "zb_v":

@@ -72,15 +72,23 @@ def _without(spec: P, axis: str) -> P:
 
 
 def fitting(mesh: Mesh, spec: P, shape: tuple[int, ...]) -> P:
-    """`spec` without the axes that do not divide their dim: how canonical parameters lie that the mesh cannot part evenly."""
+    """`spec` for an array that it need not divide: an axis that does not fit its dim goes to the first that it does fit, or away."""
+    parts = [list(_axes(entry)) for entry in spec] + [[] for _ in shape[len(spec) :]]
 
-    def kept(size, entry):
-        axes = _axes(entry)
-        while size % math.prod(mesh.shape[axis] for axis in axes):
-            axes = axes[:-1]
-        return axes or None
+    def fits(dim: int, axes: list[str]) -> bool:
+        return shape[dim] % math.prod(mesh.shape[axis] for axis in axes) == 0
 
-    return P(*(kept(size, entry) for size, entry in zip(shape, spec, strict=False)))
+    if all(fits(dim, axes) for dim, axes in enumerate(parts)):
+        return spec
+    homeless = []
+    for dim, axes in enumerate(parts):
+        while not fits(dim, axes):
+            homeless.append(axes.pop())
+    for axis in homeless:
+        home = next((dim for dim, axes in enumerate(parts) if fits(dim, [*axes, axis])), None)
+        if home is not None:
+            parts[home].append(axis)
+    return P(*(tuple(axes) or None for axes in parts))
 
 
 def spec_of(table: tuple, path: str) -> P:

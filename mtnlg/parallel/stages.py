@@ -13,6 +13,8 @@ from mtnlg.core.errors import ConfigError
 from mtnlg.parallel import schedule_file
 from mtnlg.parallel.table import Op, folded, looped
 
+HEAD_OPS = 3  # the head's products, of its forward and backward, all in one B
+
 
 class Stages(NamedTuple):
     """placement [P, C]: virtual stages; layers [P, C, S]: layer numbers, -1 where a chunk has none; counts [P, C] of its layers."""
@@ -40,15 +42,15 @@ def _placement(pipeline: schema.Pipeline, num_stages: int) -> np.ndarray:
         return folded(num_stages)
     if num_stages > 1 and pipeline.schedule.endswith(".csv"):
         return schedule_file.read_csv(pipeline.schedule).placement
-    return looped(num_stages, pipeline.chunks if num_stages > 1 and pipeline.schedule == "interleaved" else 1)
+    return looped(num_stages, pipeline.num_chunks if num_stages > 1 else 1)
 
 
 def _layers_of_virtual_stages(config: schema.Config, num_virtual: int) -> tuple[int, ...]:
     given, num_layers = config.pipeline.layers_per_stage, config.model.num_layers
     if config.mesh.pipe == 1 or not given:
-        return balanced(config.model, num_virtual)
+        return _balanced(config, num_virtual)
     if len(given) != num_virtual or sum(given) != num_layers or min(given) < 0:
-        even = ",".join(map(str, balanced(config.model, num_virtual)))
+        even = ",".join(map(str, _balanced(config, num_virtual)))
         what = (
             f"pipeline.layers_per_stage={','.join(map(str, given))} is not {num_virtual} numbers of 0 or more, "
             f"one for each part of the model, that add up to model.num_layers={num_layers}"
@@ -57,8 +59,17 @@ def _layers_of_virtual_stages(config: schema.Config, num_virtual: int) -> tuple[
     return given
 
 
-def balanced(model: schema.Model, num_virtual: int) -> tuple[int, ...]:
-    """Layers of each virtual stage such that the slowest is as quick as can be, the head counting as the layers that it costs."""
+def _balanced(config: schema.Config, num_virtual: int) -> tuple[int, ...]:
+    ops = 4 if config.train.recompute == "full" else 3
+    return balanced(config.model, num_virtual, ops * num_virtual // config.mesh.pipe)
+
+
+def balanced(model: schema.Model, num_virtual: int, ticks: int) -> tuple[int, ...]:
+    """Layers of each virtual stage such that a microbatch takes the stages as little as can be, in lockstep.
+
+    Of its `ticks` each lasts as long as the largest part of the model, but for one, in which the last part's B has the head and its
+    whole backward beside its layers. Of equal ways the most even.
+    """
     if num_virtual == 1:
         return (model.num_layers,)
     layer, head = forward_flops(model)
@@ -67,11 +78,11 @@ def balanced(model: schema.Model, num_virtual: int) -> tuple[int, ...]:
         cuts = [(model.num_layers - last) * n // (num_virtual - 1) for n in range(num_virtual)]
         return (*np.diff(cuts).tolist(), last)
 
-    def slowest(last: int) -> tuple:
+    def taken(last: int) -> tuple:
         layers = spread(last)
-        return max(*layers[:-1], last + head / layer), max(layers) - min(layers)
+        return (ticks - 1) * max(layers) + max(*layers, last + HEAD_OPS * head / layer), max(layers) - min(layers)
 
-    return spread(min(range(model.num_layers + 1), key=slowest))
+    return spread(min(range(model.num_layers + 1), key=taken))
 
 
 def forward_flops(model: schema.Model) -> tuple[int, int]:
@@ -91,5 +102,5 @@ def costs(config: schema.Config) -> np.ndarray:
     stages, (layer, head) = of(config), forward_flops(config.model)
     found = np.repeat(stages.counts[:, :, None].astype(float), len(Op), axis=2)
     found[:, :, Op.IDLE] = 0
-    found[:, :, Op.B][stages.placement == stages.placement.max()] += 3 * head / layer
+    found[:, :, Op.B][stages.placement == stages.placement.max()] += HEAD_OPS * head / layer
     return found

@@ -1,6 +1,7 @@
 """The schedule of a step as arrays: an input of the compiled step, so that one program serves every batch of a ramp."""
 
 import functools
+import hashlib
 from typing import NamedTuple
 
 import jax
@@ -63,6 +64,12 @@ def require(config: schema.Config) -> None:
     if config.mesh.pipe > 1:
         stages.of(config)
         sizes(config)
+
+
+def digest(config: schema.Config) -> str:
+    """What the largest batch's timetable is, in few letters: a table of one's own may differ between hosts."""
+    table = of(config, numbers_of_microbatches(config)[-1]) or {}
+    return hashlib.sha256(b"".join(array.tobytes() for array in table.values())).hexdigest()[:16]
 
 
 @functools.cache

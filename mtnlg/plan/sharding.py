@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError
-from mtnlg.core.tree import by_path
+from mtnlg.core.tree import by_path, map_with_path
 from mtnlg.model import count
 from mtnlg.model.transformer import is_block_kernel
 from mtnlg.parallel import arrangement, specs
@@ -72,7 +72,8 @@ def rows(config: schema.Config) -> list[Row]:
 def shapes(config: schema.Config) -> dict[str, tuple[int, ...]]:
     """{path: shape on the mesh}."""
     params = count.abstract_params(config.model)
-    return {path: leaf.shape for path, leaf in by_path(jax.eval_shape(lambda tree: arrangement.arrange_all(config, tree), params)).items()}
+    arranged = lambda tree: map_with_path(lambda path, leaf: arrangement.arrange(config, path, leaf), tree)  # noqa: E731
+    return {path: leaf.shape for path, leaf in by_path(jax.eval_shape(arranged, params)).items()}
 
 
 def _row(config: schema.Config, path: str, shape: tuple[int, ...]) -> Row:

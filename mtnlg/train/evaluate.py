@@ -40,7 +40,7 @@ def heldout(score_program: Callable, mesh: Mesh, params, batches: Iterable[dict]
     nats, pending, num_tokens = 0.0, 0.0, 0
     for batch in batches:
         weights = {"weights": batch["weights"]}
-        total = score_program(params, meshes.put(mesh, batch), **meshes.put(mesh, weights, spmd.ROWS))
+        total = score_program(params, meshes.put(mesh, batch), **meshes.put(mesh, weights, spmd.SCORES))
         nats, pending = nats + float(pending), total
         num_tokens += int(np.sum(batch["weights"] > 0))
     return Heldout(nats + float(pending), num_tokens)

@@ -20,12 +20,12 @@ class State(NamedTuple):
 
 def make(config: schema.Config, mesh: Mesh) -> State:
     """A fresh state: weights from the seed, born in their storage sharding; bitwise the same on every mesh."""
-    return jax.jit(lambda: arrangement.arrange_all(config, _fresh(config)), out_shardings=shardings(config, mesh))()
+    return jax.jit(lambda: _arranged(config), out_shardings=shardings(config, mesh))()
 
 
 def abstract(config: schema.Config, mesh: Mesh) -> State:
     """Shapes, dtypes and shardings of the state, nothing allocated."""
-    return _placed(jax.eval_shape(lambda: arrangement.arrange_all(config, _fresh(config))), shardings(config, mesh))
+    return _placed(jax.eval_shape(lambda: _arranged(config)), shardings(config, mesh))
 
 
 def abstract_canonical(config: schema.Config, mesh: Mesh) -> State:
@@ -44,6 +44,18 @@ def _placed(shapes: State, shardings: State) -> State:
     return jax.tree.map(place, shapes, shardings)
 
 
-def _fresh(config: schema.Config) -> State:
-    params = transformer.init(config.model, prng.key(config.seed, prng.WEIGHTS), jax.numpy.dtype(config.train.param_dtype))
+def _arranged(config: schema.Config) -> State:
+    """Every layer is born in its place: nothing of other stages is made and sent."""
+    layers = arrangement.layers(config) if arrangement.moves_layers(config) else None
+    params = arrangement.pad_vocabulary(config, _params(config, layers))
     return State(params, optimizers.adamw(config.optimizer).init(params))
+
+
+def _fresh(config: schema.Config) -> State:
+    params = _params(config, None)
+    return State(params, optimizers.adamw(config.optimizer).init(params))
+
+
+def _params(config: schema.Config, layers) -> dict:
+    key, dtype = prng.key(config.seed, prng.WEIGHTS), jax.numpy.dtype(config.train.param_dtype)
+    return transformer.init(config.model, key, dtype, layers)

@@ -160,9 +160,11 @@ MESHES = (
 )
 PIPE = {"mesh.pipe": 2, "train.microbatch_size": 2}
 PIPELINES = (
-    ({"pipeline.schedule": "1f1"}, "pipeline.schedule=1f1 is none of gpipe, 1f1b, interleaved, zero_bubble, zb_v or FILE.csv: take"),
-    ({"pipeline.in_flight": 4}, "pipeline.in_flight=4 needs pipeline.schedule=zero_bubble, not 1f1b"),
-    ({"pipeline.layers_per_stage": (1, 3)}, r"pipeline.layers_per_stage=\(1, 3\) needs mesh.pipe=2, not 1"),
+    (PIPE | {"pipeline.schedule": "1f1"}, "pipeline.schedule=1f1 is none of gpipe, 1f1b, interleaved, zero_bubble, zb_v or FILE.csv: take"),
+    (PIPE | {"pipeline.in_flight": 4}, "pipeline.in_flight=4 needs pipeline.schedule=zero_bubble, not 1f1b"),
+    (PIPE | {"pipeline.chunks": 3, "pipeline.schedule": "zb_v"}, "pipeline.chunks=3 needs pipeline.schedule=interleaved, not zb_v"),
+    ({"pipeline.schedule": "zb_v"}, "pipeline.schedule=zb_v needs pipeline stages: take mesh.pipe=2 or more, or leave it out"),
+    ({"pipeline.layers_per_stage": (1, 3)}, r"pipeline.layers_per_stage=\(1, 3\) needs pipeline stages: take mesh.pipe=2 or more"),
     (PIPE | {"mesh.pipe": 8}, "model.num_layers=4 cannot fill mesh.pipe=8 stages of 1 chunk .*: take mesh.pipe=5"),
     (PIPE | {"pipeline.schedule": "zb_v", "mesh.pipe": 3}, "of 2 chunks .*: take mesh.pipe=2"),
     ({"mesh.pipe": 2}, "train.microbatch_size is none, which leaves .* one microbatch .*: take train.microbatch_size=4"),

@@ -22,12 +22,12 @@ DROPPING = dataclasses.replace(MODEL, dropout_hidden=0.1, dropout_attention=0.1)
 TENSOR = 2
 
 
-def rings_of(monkeypatch, model, schedule, recompute, num_microbatches=4) -> pipeline.Rings:
+def rings_of(monkeypatch, model, schedule, recompute, num_microbatches=4, context=1) -> pipeline.Rings:
     """The shapes of a stage's rings."""
     seen, original = [], pipeline._empty_rings
     monkeypatch.setattr(pipeline, "_empty_rings", lambda *arguments: seen.append(original(*arguments)) or seen[-1])
     train = schema.Train(batch_size=ROWS * num_microbatches, microbatch_size=ROWS, compute_dtype="bfloat16", recompute=recompute)
-    mesh, order = schema.Mesh(pipe=2, tensor=TENSOR), schema.Pipeline(schedule=schedule)
+    mesh, order = schema.Mesh(pipe=2, context=context, tensor=TENSOR), schema.Pipeline(schedule=schedule)
     config = schema.Config(model=model, train=train, mesh=mesh, pipeline=order)
     made = meshes.make(config.mesh)
     shape = (num_microbatches, ROWS, model.seq_len)
@@ -78,6 +78,22 @@ def test_selective_recomputation_keeps_no_scores(monkeypatch):
     sizes = {recompute: {math.prod(leaf.shape[2:]) for leaf in rings_of(monkeypatch, MODEL, "1f1b", recompute).kept if leaf.dtype != bool}
              for recompute in ("none", "selective")}  # fmt: skip
     assert scores in sizes["none"] and scores not in sizes["selective"]
+
+
+def test_attentions_dropout_is_kept_not_drawn_again(monkeypatch):
+    mask = (ROWS, MODEL.num_heads // TENSOR, MODEL.seq_len, MODEL.seq_len)
+    masks = {recompute: [leaf.shape[2:] for leaf in rings_of(monkeypatch, DROPPING, "1f1b", recompute).kept if leaf.dtype == bool]
+             for recompute in ("none", "selective")}  # fmt: skip
+    assert mask in masks["none"] and mask not in masks["selective"]
+
+
+def test_of_a_sequence_in_parts_only_the_result_is_kept(monkeypatch):
+    """And the logarithm of the softmax's sum; not the partial results of each pair of chunks."""
+    model = dataclasses.replace(MODEL, seq_len=16)
+    alone, parted = (rings_of(monkeypatch, model, "1f1b", "selective", context=context).kept for context in (1, 4))
+    assert len(parted) <= len(alone) and max(leaf.ndim for leaf in parted) <= max(leaf.ndim for leaf in alone)
+    of_places = {math.prod(leaf.shape[2:]) for leaf in alone}
+    assert {4 * math.prod(leaf.shape[2:]) for leaf in parted if leaf.dtype != bool} <= of_places | {4 * 2 * ROWS * 4, 4 * ROWS * 4}
 
 
 def test_what_two_kernels_read_is_kept_once(monkeypatch):
