@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from mtnlg import checkpoint, lm
 from mtnlg.checkpoint import Checkpoints
 from mtnlg.core import config as configs
-from mtnlg.core import schema
+from mtnlg.core import files, schema
 from mtnlg.core.errors import ConfigError, DataError
 from mtnlg.corpus import build, manifest
 from mtnlg.corpus.manifest import Prepared
@@ -165,6 +165,15 @@ class Run:
     def record_start(self) -> None:
         if changed := self.folder.record(self.config, self.overrides):
             print(f"the config differs from the last start of this run:\n{change_table(changed)}")
+        if self.config.mesh.pipe > 1 and self.config.pipeline.schedule.endswith(".csv"):
+            self.keep_schedule(pathlib.Path(self.config.pipeline.schedule).read_bytes())
+
+    def keep_schedule(self, table: bytes) -> None:
+        """A copy of the user's own schedule in the run's folder, as the file that the config names may change."""
+        kept = self.path / "schedule.csv"
+        if kept.exists() and kept.read_bytes() != table:
+            print(f"{self.config.pipeline.schedule} has changed since the last start of this run")
+        files.write_synced(kept, table.decode())
 
     def draw_curves(self) -> None:
         picture = curves.draw(self.path / "metrics.jsonl")

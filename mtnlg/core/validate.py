@@ -157,8 +157,8 @@ def _pipeline(config):
         yield f"train.unroll_layers=True: the stages of mesh.pipe={mesh.pipe} have a loop over layers; take train.unroll_layers=False"
     if config.sample.prompts:
         yield (
-            f"sample.prompts cannot be continued with mesh.pipe={mesh.pipe}: take none, and generate from the checkpoint on another mesh, "
-            "as in mtnlg generate --workdir=RUN --config.mesh.tensor=2"
+            f"sample.prompts cannot be continued with mesh.pipe={mesh.pipe}: take --config.sample.prompts= (nothing), and generate from "
+            "the checkpoint, which needs no stages: python -m mtnlg generate --workdir=RUN"
         )
 
 

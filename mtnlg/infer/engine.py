@@ -33,9 +33,7 @@ def refuse_stages(config: schema.Config) -> None:
     """Raises ConfigError for a mesh with pipeline stages: before weights are read for it."""
     if config.mesh.pipe > 1:
         what = f"mesh.pipe={config.mesh.pipe}: text is generated without pipeline stages, whatever the model was trained on"
-        raise ConfigError(
-            what, "--config.mesh.pipe", "mtnlg generate --workdir=RUN --config.mesh.tensor=2, which lays the weights out anew"
-        )
+        raise ConfigError(what, "--config.mesh.pipe", "python -m mtnlg generate --workdir=RUN, which lays the weights out on one device")
 
 
 class Engine:

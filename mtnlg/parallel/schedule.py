@@ -43,8 +43,8 @@ def _own(path: str, num_stages: int, num_microbatches: int, recompute: bool) -> 
         raise ConfigError(f"{path} is a table for {there} stages, not for mesh.pipe={num_stages}", KEY, f"--config.mesh.pipe={there}")
     there = int(schedule.microbatches.max()) + 1
     if there != num_microbatches:
-        what = f"{path} is a table for {there} microbatches, and there are {num_microbatches}"
-        raise ConfigError(what, KEY, f"a batch of {there} microbatches, or {KEY}=1f1b")
+        what = f"{path} is a table for {there} microbatches, and there are {num_microbatches} in a step of the run"
+        raise ConfigError(what, KEY, f"a batch of {there} microbatches from the first step on, without a ramp, or {KEY}=1f1b")
     if schedule.recomputes and not recompute:
         raise ConfigError(f"{path} has ops R, and train.recompute keeps activations", KEY, "--config.train.recompute=full")
     if recompute and not schedule.recomputes:

@@ -55,7 +55,7 @@ def _layers_of_virtual_stages(config: schema.Config, num_virtual: int) -> tuple[
             f"pipeline.layers_per_stage={','.join(map(str, given))} is not {num_virtual} numbers of 0 or more, "
             f"one for each part of the model, that add up to model.num_layers={num_layers}"
         )
-        raise ConfigError(what, "--config.pipeline.layers_per_stage", f"--config.pipeline.layers_per_stage={even}, or none")
+        raise ConfigError(what, "--config.pipeline.layers_per_stage", f"--config.pipeline.layers_per_stage={even}")
     return given
 
 

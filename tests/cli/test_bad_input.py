@@ -231,7 +231,7 @@ def test_stages_without_layers_for_them(stderr_of, tmp_path, monkeypatch, how):
     arguments = [*staged, "--config.pipeline.layers_per_stage=3,2", "--dry_run" if how == "--dry_run" else f"--workdir={tmp_path / 'run'}"]
     key = "pipeline.layers_per_stage"
     line = f"{key}=3,2 is not 2 numbers of 0 or more, one for each part of the model, that add up to model.num_layers=4 (--config.{key})"
-    assert stderr_of("train", DEMO, *arguments) == (f"{line}. Try: --config.{key}=2,2, or none", 2)
+    assert stderr_of("train", DEMO, *arguments) == (f"{line}. Try: --config.{key}=2,2", 2)
     assert not (tmp_path / "run").exists()
 
 

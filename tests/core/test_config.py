@@ -169,7 +169,7 @@ PIPELINES = (
     (PIPE | {"pipeline.schedule": "zb_v", "mesh.pipe": 3}, "of 2 chunks .*: take mesh.pipe=2"),
     ({"mesh.pipe": 2}, "train.microbatch_size is none, which leaves .* one microbatch .*: take train.microbatch_size=4"),
     (PIPE | {"train.unroll_layers": True}, "the stages of mesh.pipe=2 have a loop over layers; take train.unroll_layers=False"),
-    (PIPE | {"sample.prompts": ("a",)}, "mtnlg generate --workdir=RUN --config.mesh.tensor=2"),
+    (PIPE | {"sample.prompts": ("a",)}, r"take --config.sample.prompts= \(nothing\), .*: python -m mtnlg generate --workdir=RUN"),
     (
         {"mesh.pipe": 2, "train.microbatch_size": 1, "train.batch_size": 15, "pipeline.schedule": "interleaved"},
         "makes 15 microbatches, no multiple of mesh.pipe=2, as pipeline.schedule=interleaved needs: take train.batch_size=16",

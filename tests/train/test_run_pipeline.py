@@ -10,6 +10,7 @@ from runs import arrays, losses, require_same
 from mtnlg import lm, pretrain
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError
+from mtnlg.parallel import orders, schedule_file
 from mtnlg.run import metrics
 
 MODEL = {"model__num_layers": 3, "train__microbatch_size": 1}
@@ -97,3 +98,15 @@ def test_a_batch_without_a_timetable_is_refused_before_anything_is_read(resolve,
     ):
         pretrain.pretrain(odd, str(tmp_path), {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_of_ones_own_is_kept_and_its_change_told(resolve, tmp_path, capsys):
+    table = tmp_path / "mine.csv"
+    schedule_file.write_csv(orders.one_f_one_b(2, 4), table)
+    changes = {"mesh__pipe": 2, "pipeline__schedule": str(table), "train__num_steps": 1}
+    pretrain.pretrain(resolve(**MODEL, **VOCABULARY, **changes), str(tmp_path / "run"), {})
+    kept = tmp_path / "run" / "schedule.csv"
+    assert kept.read_text() == table.read_text() and "has changed" not in capsys.readouterr().out
+    schedule_file.write_csv(orders.gpipe(2, 4), table)
+    pretrain.pretrain(resolve(**MODEL, **VOCABULARY, **changes), str(tmp_path / "run"), {})
+    assert kept.read_text() == table.read_text() and f"{table} has changed since the last start" in capsys.readouterr().out
