@@ -10,7 +10,7 @@ from runs import arrays, losses, require_same
 from mtnlg import lm, pretrain
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError
-from mtnlg.parallel import orders, schedule_file
+from mtnlg.parallel import orders, schedule_file, stages, timetable
 from mtnlg.run import metrics
 
 MODEL = {"model__num_layers": 3, "train__microbatch_size": 1}
@@ -108,5 +108,7 @@ def test_a_table_of_ones_own_is_kept_and_its_change_told(resolve, tmp_path, caps
     kept = tmp_path / "run" / "schedule.csv"
     assert kept.read_text() == table.read_text() and "has changed" not in capsys.readouterr().out
     schedule_file.write_csv(orders.gpipe(2, 4), table)
+    for read_once in (timetable.sizes, timetable.on_mesh, stages.of):
+        read_once.cache_clear()  # another process
     pretrain.pretrain(resolve(**MODEL, **VOCABULARY, **changes), str(tmp_path / "run"), {})
     assert kept.read_text() == table.read_text() and f"{table} has changed since the last start" in capsys.readouterr().out
