@@ -189,7 +189,7 @@ class Pipeline:
     @property
     def num_chunks(self) -> int:
         """C, of a schedule that has a name."""
-        return {"interleaved": self.chunks or 2, "zb_v": 2}.get(self.schedule, 1)
+        return {"interleaved": 2 if self.chunks is None else self.chunks, "zb_v": 2}.get(self.schedule, 1)
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def _pipeline(config):
         for field in fields(pipeline):
             if (value := getattr(pipeline, field.name)) != field.default:
                 yield f"pipeline.{field.name}={value} needs pipeline stages: take mesh.pipe=2 or more, or leave it out"
-    if mesh.pipe <= 1 or (pipeline.chunks or 1) < 1:
+    if mesh.pipe <= 1 or pipeline.num_chunks < 1:
         return
     chunks = pipeline.num_chunks
     if not pipeline.layers_per_stage and config.model.num_layers < mesh.pipe * chunks - 1:
