@@ -10,6 +10,7 @@ later one lies in rings of as many slots as the schedule needs.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -49,7 +50,8 @@ class Rings(NamedTuple):
     deferred: list
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """What this stage does in a tick (parallel/program.py), and what follows from it."""
 
     columns: dict

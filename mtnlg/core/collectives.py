@@ -210,11 +210,6 @@ class ContextShard:
     ring: bool = True
     axis: str = "context"
 
-    @property
-    def gathers(self) -> bool:
-        """Whether a block gathers the keys and values of all places."""
-        return self.size > 1 and not self.ring
-
     def rank(self):
         """Which part this is, traced; 0 for the whole."""
         return jax.lax.axis_index(self.axis) if self.size > 1 else 0

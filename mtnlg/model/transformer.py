@@ -189,7 +189,7 @@ def hidden(
 
     if recompute == "full":
         one = jax.checkpoint(one)
-    elif gather_block is not None or shard.shards_sequence or context.gathers:
+    elif gather_block is not None or shard.shards_sequence:
         one = jax.checkpoint(one, policy=saved)
 
     def body(x_BLD, inputs):

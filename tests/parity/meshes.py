@@ -8,7 +8,6 @@ import numpy as np
 from harness import worst
 
 from mtnlg.core import schema
-from mtnlg.core.collectives import ContextShard
 from mtnlg.parallel import arrangement, timetable
 from mtnlg.parallel import mesh as meshes
 from mtnlg.train import state as states
@@ -99,12 +98,3 @@ def worst_difference(seen: dict, expected: dict) -> tuple[float, str]:
             got = functools.reduce(lambda tree, key: tree[key.key], path, ours)
             found.append((float(np.max(np.abs(got - leaf)) / np.max(np.abs(leaf))), f"step {number} {jax.tree_util.keystr(path)}"))
     return max(found)
-
-
-def without_ring(config: schema.Config) -> ContextShard:
-    """In place of `spmd.context_shard`: as with stages."""
-    return ContextShard(config.mesh.context, ring=False)
-
-
-def without(config: schema.Config, **mesh) -> schema.Config:
-    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **mesh))

@@ -11,9 +11,8 @@ import math
 import jax
 import numpy as np
 import pytest
-from meshes import MODELS, ROWS, batch, config_of, on_one_device, three_steps, without_ring, worst_difference
+from meshes import MODELS, ROWS, batch, config_of, on_one_device, three_steps, worst_difference
 
-from mtnlg import spmd
 from mtnlg.core import schema
 from mtnlg.parallel import mesh as meshes
 from mtnlg.train import state as states
@@ -100,20 +99,6 @@ def check(model, mesh, train, bound=EXACT, **dtypes):
 
 @pytest.mark.parametrize("case", FAST, ids=name_of)
 def test_three_steps_equal_one_device(case):
-    check(*case)
-
-
-GATHERED = (
-    ("mtnlg", {"context": 2}, {"recompute": "full"}),
-    ("llama", {"context": 4, "tensor": 2, "sequence_parallel": True}, {"microbatch_size": 8}),
-    ("bloom", {"data": 2, "context": 4, "zero": 3}, {}),
-)
-
-
-@pytest.mark.parametrize("case", GATHERED, ids=name_of)
-def test_gathered_keys_give_what_the_ring_gives(monkeypatch, case):
-    """As with stages, where there is no ring."""
-    monkeypatch.setattr(spmd, "context_shard", without_ring)
     check(*case)
 
 
