@@ -11,7 +11,6 @@ from jax.extend import core as jex
 
 from mtnlg import spmd
 from mtnlg.core import schema
-from mtnlg.core.collectives import ContextShard
 from mtnlg.core.tree import by_path
 from mtnlg.model import count, transformer
 from mtnlg.parallel import mesh as meshes
@@ -115,21 +114,12 @@ ALL_KEYS = 2 * ROWS * PARTS.seq_len * MODEL.num_heads * MODEL.head_dim
 
 @pytest.mark.parametrize("mesh", [{}, {"zero": 3}, {"tensor": 2, "sequence_parallel": True}], ids=str)
 @pytest.mark.parametrize("recompute", ["none", "selective"])
-@pytest.mark.parametrize("ring", [True, False], ids=["ring", "gathered"])
-def test_of_a_sequence_in_parts_no_scores_are_kept(monkeypatch, mesh, recompute, ring):
+def test_of_a_sequence_in_parts_no_scores_are_kept(mesh, recompute):
     """Nor the keys and values of other devices; queries, own keys and values, what comes out and a number for each query are."""
-    monkeypatch.setattr(spmd, "context_shard", lambda config: ContextShard(config.mesh.context, ring))
     tensor = mesh.get("tensor", 1)
     kept = sizes_kept(PARTS, schema.Mesh(data=2, context=2, **mesh), recompute=recompute)
     assert not kept & {size // tensor for size in SCORES} and ALL_KEYS // tensor not in kept
     assert ROWS * 6 * MODEL.num_heads * MODEL.head_dim // tensor in kept
-
-
-def test_gathered_keys_that_are_kept_are_noticed(monkeypatch):
-    """Negative control."""
-    monkeypatch.setattr(spmd, "context_shard", lambda config: ContextShard(config.mesh.context, ring=False))
-    monkeypatch.setattr(transformer, "saved", lambda *_, **__: True)
-    assert ALL_KEYS in sizes_kept(PARTS, schema.Mesh(data=2, context=2))
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])

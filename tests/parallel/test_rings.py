@@ -9,7 +9,7 @@ import pytest
 
 from mtnlg import pipeline, spmd
 from mtnlg.core import schema
-from mtnlg.model import count, split
+from mtnlg.model import count, split, transformer
 from mtnlg.parallel import mesh as meshes
 from mtnlg.parallel import timetable
 from mtnlg.train import state as states
@@ -94,6 +94,19 @@ def test_of_a_sequence_in_parts_only_the_result_is_kept(monkeypatch):
     assert len(parted) <= len(alone) and max(leaf.ndim for leaf in parted) <= max(leaf.ndim for leaf in alone)
     of_places = {math.prod(leaf.shape[2:]) for leaf in alone}
     assert {4 * math.prod(leaf.shape[2:]) for leaf in parted if leaf.dtype != bool} <= of_places | {4 * 2 * ROWS * 4, 4 * ROWS * 4}
+
+
+def test_gathered_keys_are_gathered_again_not_kept(monkeypatch):
+    """With its control: a policy that keeps what is gathered."""
+    model, all_keys = dataclasses.replace(MODEL, seq_len=16), 2 * ROWS * 16 * (MODEL.num_heads // TENSOR) * MODEL.head_dim
+
+    def is_kept():
+        kept = rings_of(monkeypatch, model, "1f1b", "none", context=4).kept
+        return all_keys in {math.prod(leaf.shape[2:]) for leaf in kept}
+
+    assert not is_kept()
+    monkeypatch.setattr(transformer, "saved", lambda *_, **__: True)
+    assert is_kept()
 
 
 def test_what_two_kernels_read_is_kept_once(monkeypatch):
