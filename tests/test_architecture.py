@@ -16,6 +16,7 @@ ALLOWED = {
     "core": set(),
     "data": {"core"},
     "corpus": {"core", "data"},
+    "factory": {"core", "data", "corpus"},
     "model": {"core"},
     "parallel": {"core"},
     "pipeline": {"core", "model", "parallel"},
@@ -40,9 +41,11 @@ HOMES = {
     "ml_collections": {"core"},
     "matplotlib": {"run"},
     "tensorboardX": {"run"},
-    "zstandard": {"corpus"},
+    "zstandard": {"corpus", "factory"},
+    "ftfy": {"factory"},
 }
-NO_JAX = ("core.schema", "core.config", "core.errors", "core.validate", "core.files", "core.lock", "data", "corpus", "run", "launch", "cli")
+NO_JAX = tuple(f"core.{name}" for name in ("schema", "config", "errors", "validate", "files", "lock"))
+NO_JAX += ("data", "corpus", "factory", "run", "launch", "cli")
 NO_JAX += tuple(f"parallel.{name}" for name in ("table", "orders", "greedy", "schedule", "schedule_file", "lockstep", "program"))
 MAX_LINES = 400
 

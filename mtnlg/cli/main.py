@@ -15,6 +15,7 @@ VERBS = {
     "config": "print, explain and compare configs",
     "plan": "what lies where on a mesh, every collective of a step, and pipeline schedules as pictures",
     "launch": "start a training job in several processes",
+    "data": "make a corpus: extract, clean, deduplicate, decontaminate, tokenise, blend",
     "demo": "train a small model on this Python's own library and show what it learnt",
 }
 
@@ -73,6 +74,8 @@ def _run(arguments: list[str]) -> int:
     if verb not in VERBS:
         raise ConfigError(f"there is no verb {verb!r}", "command line", f"one of {', '.join(VERBS)}")
     module = importlib.import_module(f"mtnlg.cli.{verb}")
+    if hasattr(module, "main"):  # a verb with verbs of its own
+        return module.main(rest) or 0
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog=f"mtnlg {verb}", description=module.__doc__, allow_abbrev=False, formatter_class=raw)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")

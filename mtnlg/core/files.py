@@ -106,6 +106,11 @@ class AppendFile:
                     os.ftruncate(self._file, size_bytes)
                 raise
 
+    def sync(self) -> None:
+        """Waits until every record is on the disk."""
+        with writing(self._path):
+            os.fsync(self._file)
+
     def close(self) -> None:
         """Gives the file back; nothing can be appended afterwards."""
         os.close(self._file)

@@ -57,7 +57,7 @@ def documents(source: str, *, max_document_bytes: int, drops: Counter | None = N
     found = False
     for file in files(source):
         read = _jsonl if ".jsonl" in suffix(file.path) else _txt
-        with _opened(file.path) as stream:
+        with opened(file.path) as stream:
             for document in read(file, stream, max_document_bytes, dropped):
                 found = True
                 yield document
@@ -77,11 +77,11 @@ def files(source: str) -> Iterator[SourceFile]:
         root = pathlib.Path(sysconfig.get_path("stdlib"))
         if not (root / "os.py").is_file():
             raise MissingInput(f"this Python has no library sources in {root}", "data.source", "a file or folder of text")
-        yield from _walk(root, lambda name: name.endswith(".py"), skipped=_NOT_LIBRARY)
+        yield from walk(root, lambda name: name.endswith(".py"), skipped=_NOT_LIBRARY)
         return
     path = pathlib.Path(source)
     if path.is_dir():
-        yield from _walk(path, lambda name: bool(suffix(name)))
+        yield from walk(path, lambda name: bool(suffix(name)))
     elif not path.exists():
         raise MissingInput(f"there is no file or folder {source!r}", "data.source", f"a path that exists, or --config.data.source={PYTHON}")
     elif not suffix(path):
@@ -90,7 +90,7 @@ def files(source: str) -> Iterator[SourceFile]:
         yield SourceFile(path.name, path)
 
 
-def _walk(root: pathlib.Path, wanted: Callable[[str], bool], skipped: Set[str] = frozenset()) -> Iterator[SourceFile]:
+def walk(root: pathlib.Path, wanted: Callable[[str], bool], skipped: Set[str] = frozenset()) -> Iterator[SourceFile]:
     """The wanted files below a folder, holding the names of one folder at a time."""
 
     def refuse(error: OSError):
@@ -106,6 +106,11 @@ def _walk(root: pathlib.Path, wanted: Callable[[str], bool], skipped: Set[str] =
 def suffix(path: str | pathlib.Path) -> str:
     """Which of SUFFIXES a path ends in, or nothing."""
     return next((known for known in SUFFIXES if str(path).lower().endswith(known)), "")
+
+
+def is_packed(path: pathlib.Path) -> bool:
+    """Whether the file's bytes are not those of its text."""
+    return path.name.lower().endswith((".gz", ".zst"))
 
 
 def _txt(file: SourceFile, stream: BinaryIO, limit: int, drops: Counter) -> Iterator[Document]:
@@ -143,7 +148,7 @@ def _document(id: str, data: bytes, drops: Counter) -> Iterator[Document]:
 
 
 def _jsonl(file: SourceFile, stream: BinaryIO, limit: int, drops: Counter) -> Iterator[Document]:
-    for number, line in enumerate(_lines(stream, limit), 1):
+    for number, line in enumerate(lines(stream, limit), 1):
         if line is None:
             drops["too long"] += 1
             continue
@@ -160,7 +165,7 @@ def _jsonl(file: SourceFile, stream: BinaryIO, limit: int, drops: Counter) -> It
         yield from _document(f"{file.id}:{number}" if id is None else str(id), data, drops)
 
 
-def _lines(stream: BinaryIO, limit: int) -> Iterator[bytes | None]:
+def lines(stream: BinaryIO, limit: int) -> Iterator[bytes | None]:
     """Every line; None for one above `limit` bytes, which is passed over without being held."""
     while line := stream.readline(limit + 1):
         if len(line) <= limit or line.endswith(b"\n"):
@@ -187,7 +192,7 @@ def _record(line: str, where: str) -> dict:
 
 
 @contextmanager
-def _opened(path: pathlib.Path) -> Iterator[BinaryIO]:
+def opened(path: pathlib.Path) -> Iterator[BinaryIO]:
     """The file's bytes, unpacked. Raises DataError when it is damaged or cut short, MissingInput when it cannot be read."""
     try:
         with open(path, "rb") as file:

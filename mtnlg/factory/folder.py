@@ -1,0 +1,107 @@
+"""The folder that a stage writes: parts, a journal while it is at work, `stage.json` when it has ended.
+
+`journal.jsonl` begins with what the stage is (its name, options and inputs) and has a line for each part that is whole. A stage that
+was killed goes on behind the last of them, and ends with the same bytes as one that was not.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+
+from mtnlg.core import files
+from mtnlg.core.errors import ConfigError, DataError
+
+DONE = "stage.json"
+JOURNAL = "journal.jsonl"
+QUARANTINE = "quarantine.jsonl"
+
+
+def sha256(path) -> str | None:
+    """Of what an ended stage says it wrote there; None where no stage has ended."""
+    done = pathlib.Path(path) / DONE
+    return hashlib.sha256(done.read_bytes()).hexdigest() if done.is_file() else None
+
+
+def require_ended(path: pathlib.Path) -> None:
+    """Raises DataError when a stage is still writing this folder, or was killed while it was."""
+    if (path / JOURNAL).exists() and not (path / DONE).exists():
+        raise DataError("the stage that writes this folder has not ended", str(path), "that stage's command again, which goes on")
+
+
+def read(path: pathlib.Path) -> dict:
+    """What an ended stage says: {'stage', 'options', 'inputs', 'parts', 'tally', ...}. Raises DataError."""
+    require_ended(path)
+    try:
+        found = json.loads((path / DONE).read_bytes())
+        return found | {"parts": [dict(part) for part in found["parts"]]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"no stage has ended here: {error!r}", str(path / DONE), "a folder that mtnlg data wrote") from None
+
+
+class Journal:
+    """Of one stage in its folder. `parts`: what is known of every part that is whole, in order.
+
+    Raises ConfigError when another stage, or this one with other options or inputs, has written there; DataError, CannotWrite,
+    TemporaryFailure.
+    """
+
+    def __init__(self, path: pathlib.Path, what: dict):
+        self.path, self._what = path, json.loads(json.dumps(what))  # as it will be read
+        files.make_folder(path)
+        self.is_done = (path / DONE).exists()
+        lines = [what, *read(path)["parts"]] if self.is_done else self._lines()
+        held = {key: read(path)[key] for key in what} if self.is_done else (lines[0] if lines else what)
+        self._require_same(held)
+        self.parts = lines[1:]
+        if self.is_done:
+            (path / JOURNAL).unlink(missing_ok=True)  # left behind by a kill at the very end
+        else:
+            self._begin()
+
+    def _lines(self) -> list[dict]:
+        """Whole lines; a kill may have left a part of one."""
+        try:
+            content = (self.path / JOURNAL).read_bytes()
+        except FileNotFoundError:
+            return []
+        try:
+            return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+        except ValueError as error:
+            raise DataError(f"the journal is damaged: {error}", str(self.path / JOURNAL), f"delete {self.path} and start again") from None
+
+    def _require_same(self, held: dict) -> None:
+        differing = [key for key in self._what if held.get(key) != self._what[key]]
+        if differing:
+            shown = "; ".join(f"{key} {_short(held.get(key))} there, {_short(self._what[key])} now" for key in differing)
+            raise ConfigError(f"something else is written there: {shown}", str(self.path), f"another --output, or delete {self.path}")
+
+    def _begin(self) -> None:
+        files.write_atomic(self.path / JOURNAL, b"".join(map(line, [self._what, *self.parts])))
+        self._file = files.AppendFile(self.path / JOURNAL)
+
+    def part_path(self, suffix: str) -> pathlib.Path:
+        """Of the next part."""
+        return self.path / f"part-{len(self.parts):05d}{suffix}"
+
+    def add(self, part: dict) -> None:
+        """A part that is whole and on the disk."""
+        self._file.append(line(part))
+        self._file.sync()
+        self.parts.append(part)
+
+    def end(self, found: dict) -> None:
+        """The stage has ended, and this is what it says of itself beside its parts."""
+        parts = [{key: part[key] for key in ("name", "sha256", "bytes")} for part in self.parts]
+        self._file.close()
+        files.write_atomic(self.path / DONE, json.dumps(self._what | {"parts": parts} | found, indent=1, ensure_ascii=False) + "\n")
+        os.unlink(self.path / JOURNAL)
+
+
+def line(entry: dict) -> bytes:
+    return json.dumps(entry).encode() + b"\n"
+
+
+def _short(value) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."

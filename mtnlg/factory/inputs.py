@@ -1,0 +1,96 @@
+"""What a stage reads: files and folders of records, in one order, from any place on."""
+
+import itertools
+import json
+import pathlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mtnlg.core.errors import ConfigError, DataError, MissingInput
+from mtnlg.corpus import sources, split
+from mtnlg.factory import documents, folder
+from mtnlg.factory.documents import Record
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+
+
+class Place(NamedTuple):
+    """Where reading goes on: how many files are behind, how many records of the next one, and how many records in all."""
+
+    file: int = 0
+    record: int = 0
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """source: what its documents come from, if they do not say so themselves. id: the file's path inside the input, after its name."""
+
+    source: str
+    id: str
+    path: pathlib.Path
+
+
+class Inputs:
+    """The records of JSONL files, of folders of them, and of folders that earlier stages wrote, in the order in which they are named.
+
+    Raises MissingInput (no such path), ConfigError (another kind of file), DataError (an unfinished stage, a folder without files).
+    """
+
+    def __init__(self, paths: tuple[str, ...]):
+        self.paths = paths
+        by_path = dict(zip(paths, split.names(paths), strict=True))
+        self._files_of = {path: self._found(path, name) for path, name in by_path.items()}
+        self.files = [file for files in self._files_of.values() for file in files]
+
+    def identity(self) -> list:
+        """What these inputs are known by: of a stage's output, what it says it wrote; of others, names, sizes and times of change."""
+        return [folder.sha256(path) or [_stat(file) for file in files] for path, files in self._files_of.items()]
+
+    @property
+    def num_bytes(self) -> int | None:
+        """Of all files; None where one is packed."""
+        plain = all(not sources.is_packed(file.path) for file in self.files)
+        return sum(file.path.stat().st_size for file in self.files) if plain else None
+
+    def records(self, start: Place = Place()) -> Iterator[tuple[Place, Record]]:  # noqa: B008 (it is immutable)
+        """(place behind it, record) of every record from `start` on. What cannot be read is a record with a fault."""
+        number = start.number
+        for index, file in enumerate(self.files[start.file :], start.file):
+            skipped = start.record if index == start.file else 0
+            for count, record in enumerate(itertools.islice(self._read(file), skipped, None), skipped + 1):
+                number += 1
+                yield Place(index, count, number), record
+
+    def _found(self, path: str, name: str) -> list[InputFile]:
+        root = pathlib.Path(path)
+        if not root.exists():
+            raise MissingInput(f"there is no file or folder {path!r}", "--input", "a path that exists")
+        if root.is_file():
+            if not root.name.endswith(SUFFIXES):
+                raise ConfigError(f"{path!r} is no JSONL", "--input", f"one of {', '.join(SUFFIXES)}, made by mtnlg data extract")
+            return [InputFile(name, name, root)]
+        folder.require_ended(root)
+        found = list(sources.walk(root, lambda name: name.endswith(SUFFIXES) and name not in (folder.QUARANTINE, folder.JOURNAL)))
+        if not found:
+            raise DataError("there is no JSONL in this folder", path, f"a folder with {', '.join(SUFFIXES)}")
+        return [InputFile(name, f"{name}/{file.id}", file.path) for file in found]
+
+    def _read(self, file: InputFile) -> Iterator[Record]:
+        number = 0
+        try:
+            with sources.opened(file.path) as stream:
+                for number, line in enumerate(sources.lines(stream, documents.MAX_RECORD_BYTES), 1):
+                    where = f"{file.id}:{number}"
+                    if line is None:
+                        yield Record(where, file.source, b"", fault="too long")
+                    elif line.strip():
+                        yield Record(where, file.source, line)
+        except (DataError, MissingInput) as error:
+            yield Record(f"{file.id}:{number + 1}", file.source, b"", fault=f"from here on: {error.what}")
+
+
+def _stat(file: InputFile) -> str:
+    stat = file.path.stat()
+    return json.dumps([file.id, stat.st_size, stat.st_mtime_ns])

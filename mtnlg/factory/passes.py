@@ -1,0 +1,161 @@
+"""Runs a function over all records of a stage's inputs, in several processes, into a folder of parts; killed, it goes on.
+
+The records are handed out in batches of about BATCH_BYTES, and batches in parts of about `part_bytes`, both cut without regard to who
+does the work and when: the bytes written are the same for any number of workers, and with or without a kill in between.
+"""
+
+import hashlib
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from mtnlg.core import files, lock
+from mtnlg.core.errors import CannotWrite
+from mtnlg.factory import folder, workers
+from mtnlg.factory.documents import Record
+from mtnlg.factory.folder import Journal
+from mtnlg.factory.inputs import Inputs, Place
+from mtnlg.factory.tally import Tally
+
+BATCH_BYTES = 1_000_000  # of records
+PART_BYTES = 64_000_000  # of records: what a kill may cost
+
+
+@dataclass(frozen=True)
+class Batch:
+    """first: how many records the inputs have before it; with faults and all, so that a record's number is its name in every pass."""
+
+    first: int
+    records: list[Record]
+
+
+@dataclass
+class Result:
+    """Of a batch: what is written, and what was counted."""
+
+    payload: bytes = b""
+    tally: Tally = field(default_factory=Tally)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How to run: num_workers processes; progress: tell on stderr what is done."""
+
+    num_workers: int = 1
+    part_bytes: int = PART_BYTES
+    progress: bool = True
+
+    def say(self, line: str) -> None:
+        if self.progress:
+            print(line, file=sys.stderr, flush=True)
+
+
+def run(path: pathlib.Path, what: dict, inputs: Inputs, work: Callable, suffix: str, machine: Machine) -> Tally:
+    """Writes what `work` makes of each Batch (a Result) into `path`, in parts named part-NNNNN`suffix`, and `stage.json` at the end.
+
+    what: {'stage': name, 'options': {...}}, by which the folder is known, with the inputs. work: pickled once for each worker.
+    Raises what `Journal` and `work` raise; CannotWrite when another process writes there.
+    """
+    files.make_folder(path)
+    with lock.held(path / "lock", lambda owner: _busy(path, owner)):
+        journal = Journal(path, what | {"inputs": inputs.identity()})
+        if journal.is_done:
+            machine.say(f"{path}: already there, used as it is")
+            return Tally(**folder.read(path)["tally"])
+        return _go_on(journal, what["stage"], inputs, work, suffix, machine)
+
+
+def _busy(path: pathlib.Path, owner: str) -> None:
+    raise CannotWrite(f"{owner} is writing there", str(path), "waiting for it, or another --output")
+
+
+def _go_on(journal: Journal, name: str, inputs: Inputs, work: Callable, suffix: str, machine: Machine) -> Tally:
+    start, total = time.monotonic(), Tally()
+    for part in journal.parts:
+        total.add(Tally(**part["tally"]))
+    place = Place(*journal.parts[-1]["place"]) if journal.parts else Place()
+    if journal.parts:
+        machine.say(f"{journal.path}: goes on behind part {len(journal.parts)}, record {place.number}")
+    ends: list[Place] = []  # of batches on their way
+    sizes: list[int] = []
+    part = _Part(journal.part_path(suffix))
+    with _bar(name, inputs, machine) as bar:
+        for result in workers.ordered(work, _batches(inputs, place, machine.part_bytes, ends, sizes), machine.num_workers):
+            place, num_bytes = ends.pop(0), sizes.pop(0)
+            part.add(result, num_bytes)
+            bar.update(num_bytes)
+            if part.num_read >= machine.part_bytes:
+                total.add(part.close(journal, place))
+                part = _Part(journal.part_path(suffix))
+    if part.num_read:
+        total.add(part.close(journal, place))
+    else:
+        part.discard()
+    _write_quarantine(journal.path, total)
+    journal.end({"records": place.number, "seconds": round(time.monotonic() - start, 1), "tally": total.as_json()})
+    return total
+
+
+def _batches(inputs: Inputs, start: Place, part_bytes: int, ends: list, sizes: list) -> Iterator[Batch]:
+    """Batches from `start` on, which is where a part begins; `ends` and `sizes` get the place behind each, and its bytes."""
+    first, records, size, place = start.number, [], 0, start
+
+    def batch() -> Batch:
+        ends.append(place)
+        sizes.append(size)
+        return Batch(first, records)
+
+    for place, record in inputs.records(start):
+        records.append(record)
+        size += len(record.content) + 1  # a part of nothing but faults ends too
+        if size >= min(BATCH_BYTES, part_bytes):
+            yield batch()
+            first, records, size = place.number, [], 0
+    if records:
+        yield batch()
+
+
+class _Part:
+    """A part that is being written, under a name that it bears until it is whole."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path, self._hash, self._size, self.num_read, self._tally = path, hashlib.sha256(), 0, 0, Tally()
+        with files.writing(path):
+            self._file = open(files.draft(path), "wb")  # noqa: SIM115 (closed in close and discard)
+
+    def add(self, result: Result, num_read: int) -> None:
+        with files.writing(self._path, len(result.payload)):
+            self._file.write(result.payload)
+        self._hash.update(result.payload)
+        self._size += len(result.payload)
+        self.num_read += num_read
+        self._tally.add(result.tally)
+
+    def close(self, journal: Journal, place: Place) -> Tally:
+        with files.writing(self._path, self._size):
+            files.sync(self._file)
+            self._file.close()
+            os.replace(files.draft(self._path), self._path)
+            files.sync_folder(self._path.parent)
+        known = {"name": self._path.name, "sha256": self._hash.hexdigest(), "bytes": self._size, "place": place}
+        journal.add(known | {"tally": self._tally.as_json()})
+        return self._tally
+
+    def discard(self) -> None:
+        self._file.close()
+        files.draft(self._path).unlink()
+
+
+def _write_quarantine(path: pathlib.Path, total: Tally) -> None:
+    if total.quarantine:
+        files.write_atomic(path / folder.QUARANTINE, b"".join(folder.line(entry) for entry in total.quarantine))
+
+
+def _bar(name: str, inputs: Inputs, machine: Machine):
+    """A progress bar in MB/s on a terminal, and a silent one elsewhere."""
+    from tqdm import tqdm
+
+    return tqdm(total=inputs.num_bytes, desc=name, unit="B", unit_scale=True, leave=False, disable=None if machine.progress else True)

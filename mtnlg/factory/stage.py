@@ -1,0 +1,77 @@
+"""A stage that makes documents of documents: what a step says of each is written, counted and, a little of it, kept to be looked at."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Protocol
+
+from mtnlg.core.errors import MtnlgError
+from mtnlg.factory import documents, passes
+from mtnlg.factory.documents import Drop, Record, Unreadable
+from mtnlg.factory.inputs import Inputs
+from mtnlg.factory.passes import Batch, Machine, Result
+from mtnlg.factory.tally import Tally
+
+SUFFIX = ".jsonl.zst"
+
+
+class Step(Protocol):
+    """Made once in each worker. May count and sample what it likes in the tally of the batch."""
+
+    def __call__(self, document: dict, tally: Tally) -> list[dict] | Drop:
+        """The documents that take this one's place, or why it is left out."""
+
+
+class DocumentWork:
+    """A step over the documents of a batch, as lines of JSONL in a zstd frame of their own. What a step cannot digest is set aside."""
+
+    def __init__(self, make_step: Callable[[], Step], parse: Callable[[Record], dict] = documents.parse):
+        self._make_step, self._parse = make_step, parse
+        self._step: Step | None = None
+
+    def __call__(self, batch: Batch) -> Result:
+        import zstandard
+
+        self._step = self._step or self._make_step()
+        tally, lines = Tally(), []
+        for record in batch.records:
+            try:
+                lines += self._lines(record, tally)
+            except Unreadable as error:
+                tally.set_aside(record.where, str(error), _begins(record.content))
+            except MtnlgError:
+                raise
+            except Exception as error:  # a hostile document; the others shall not suffer
+                tally.set_aside(record.where, f"failed: {type(error).__name__}", _begins(record.content))
+        return Result(zstandard.compress(b"".join(lines), 3) if lines else b"", tally)
+
+    def _lines(self, record: Record, tally: Tally) -> list[bytes]:
+        document = self._parse(record)
+        source, size = document["source"], len(document["text"].encode())
+        tally.count("documents read", source)
+        tally.count("bytes read", source, size)
+        made = self._step(document, tally)
+        if isinstance(made, Drop):
+            tally.count("dropped", made.reason)
+            tally.sample(f"dropped, {made.reason}", {"id": document["id"], "text": documents.shown(document["text"])})
+            return []
+        for one in made:
+            tally.count("documents written", source)
+            tally.count("bytes written", source, len(one["text"].encode()))
+            tally.count("length", _power_of_two(len(one["text"])))
+        return [documents.line(one) for one in made]
+
+
+def run(path, stage: str, options, inputs: Inputs, make_step: Callable[[], Step], machine: Machine) -> Tally:
+    """Runs a step over all documents of the inputs into the folder `path`; options: a frozen dataclass. Raises what `passes.run` does."""
+    what = {"stage": stage, "options": dataclasses.asdict(options)}
+    return passes.run(pathlib.Path(path), what, inputs, DocumentWork(make_step), SUFFIX, machine)
+
+
+def _begins(content: bytes) -> str:
+    return documents.shown(content[: 4 * documents.SHOWN_CHARS].decode(errors="backslashreplace"))
+
+
+def _power_of_two(length: int) -> str:
+    """The characters that texts of about this length have at least, as a key that sorts."""
+    return f"{1 << length.bit_length() - 1 if length else 0:9d}"

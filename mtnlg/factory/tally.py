@@ -1,0 +1,50 @@
+"""What a stage counted and what of it a person should see; those of parts add up to those of the whole."""
+
+from collections import Counter
+
+MAX_SAMPLES = 5  # of each kind
+MAX_QUARANTINED = 1000  # of a part, named one by one; all are counted
+MAX_KEYS = 20_000  # of a table: beyond, the rarest are forgotten
+
+
+class Tally:
+    """counts {table: {key: number}}, samples {kind: [{...}]} and quarantine [{where, reason, begins}].
+
+    Tables that every stage of documents has: `documents read`, `bytes read`, `documents written`, `bytes written` by source,
+    `dropped` and `unreadable` by reason.
+    """
+
+    def __init__(self, counts: dict | None = None, samples: dict | None = None, quarantine: list | None = None):
+        self.counts = {table: Counter(keys) for table, keys in (counts or {}).items()}
+        self.samples: dict[str, list] = dict(samples or {})
+        self.quarantine: list[dict] = list(quarantine or [])
+
+    def count(self, table: str, key: str, number: int = 1) -> None:
+        self.counts.setdefault(table, Counter())[key] += number
+
+    def sample(self, kind: str, shown: dict) -> None:
+        """Keeps the first few of each kind."""
+        kept = self.samples.setdefault(kind, [])
+        if len(kept) < MAX_SAMPLES:
+            kept.append(shown)
+
+    def set_aside(self, where: str, reason: str, begins: str) -> None:
+        """Counts a record that cannot be read, and names it."""
+        self.count("unreadable", reason)
+        if len(self.quarantine) < MAX_QUARANTINED:
+            self.quarantine.append({"where": where, "reason": reason, "begins": begins})
+
+    def add(self, other: "Tally") -> None:
+        for table, keys in other.counts.items():
+            mine = self.counts.setdefault(table, Counter())
+            mine.update(keys)
+            if len(mine) > 2 * MAX_KEYS:
+                self.counts[table] = Counter(dict(sorted(mine.items(), key=lambda item: (-item[1], item[0]))[:MAX_KEYS]))
+        for kind, shown in other.samples.items():
+            mine = self.samples.setdefault(kind, [])
+            mine += shown[: MAX_SAMPLES - len(mine)]
+        self.quarantine += other.quarantine[: MAX_QUARANTINED - len(self.quarantine)]
+
+    def as_json(self) -> dict:
+        counts = {table: dict(sorted(keys.items())) for table, keys in sorted(self.counts.items())}
+        return {"counts": counts, "samples": self.samples, "quarantine": self.quarantine}

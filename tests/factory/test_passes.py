@@ -1,0 +1,183 @@
+"""The bytes a stage writes depend on neither workers nor kills; what cannot be read is set aside and harms nobody."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from corpora import content, read, run
+
+from mtnlg.core.errors import CannotWrite, ConfigError, DataError, MissingInput
+
+DOCUMENTS = [{"id": str(n), "text": f"Document {n} says  what it\u00a0has to say. " * (1 + n % 7)} for n in range(300)]
+
+
+def clean(inputs, output, **options):
+    return run("clean", inputs, output, **{"min_chars": 50, "part_bytes": 5000, **options})
+
+
+def test_any_number_of_workers_writes_the_same_bytes(corpus, tmp_path):
+    tallies = [clean(corpus(DOCUMENTS), tmp_path / str(n), num_workers=n).as_json() for n in (1, 2, 4)]
+    assert tallies[0] == tallies[1] == tallies[2]
+    assert content(tmp_path / "1") == content(tmp_path / "2") == content(tmp_path / "4")
+    assert len(content(tmp_path / "1")) > 5
+
+
+def test_every_document_is_written_or_counted(corpus, tmp_path):
+    tally = clean(corpus(DOCUMENTS), tmp_path / "out")
+    written = read(tmp_path / "out")
+    assert len(written) + tally.counts["dropped"].total() == len(DOCUMENTS) == tally.counts["documents read"]["corpus"]
+    assert [int(d["id"]) for d in written] == [n for n in range(300) if n % 7]
+    assert all(d["source"] == "corpus" and "  " not in d["text"] for d in written)
+    assert [s["id"] for s in tally.samples["dropped, too short"]] == ["0", "7", "14", "21", "28"]
+
+
+KILLED = """
+import os, sys
+from mtnlg.factory import folder, registry
+from mtnlg.factory.passes import Machine
+
+add, after = folder.Journal.add, int(sys.argv[3])
+def add_or_die(journal, part):
+    if len(journal.parts) == after:
+        os.kill(os.getpid(), 9)
+    add(journal, part)
+folder.Journal.add = add_or_die
+registry.make("clean", {"min_chars": 50}).run((sys.argv[1],), sys.argv[2], Machine(1, 5000, progress=False))
+"""
+
+
+@pytest.mark.parametrize("after", [0, 1, 4])
+def test_killed_and_run_again_it_ends_in_the_same_bytes(corpus, tmp_path, after):
+    """The kill comes when a part has its name and the journal does not know it yet: the worst moment."""
+    path = corpus(DOCUMENTS)
+    whole = clean(path, tmp_path / "whole").as_json()
+    killed = subprocess.run([sys.executable, "-c", KILLED, path, str(tmp_path / "killed"), str(after)])
+    assert killed.returncode == -signal.SIGKILL
+    with pytest.raises(DataError, match="has not ended"):
+        clean(str(tmp_path / "killed"), tmp_path / "next")
+    assert clean(path, tmp_path / "killed").as_json() == whole
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
+def test_the_journal_spares_what_was_done(corpus, tmp_path):
+    """Negative control of the resume: a part that the journal knows is not made again."""
+    path = corpus(DOCUMENTS)
+    subprocess.run([sys.executable, "-c", KILLED, path, str(tmp_path / "out"), "4"])
+    (tmp_path / "out" / "part-00001.jsonl.zst").write_bytes(b"")
+    clean(path, tmp_path / "out")
+    assert (tmp_path / "out" / "part-00001.jsonl.zst").read_bytes() == b""
+
+
+def test_a_torn_line_of_the_journal_is_no_part(corpus, tmp_path):
+    path = corpus(DOCUMENTS)
+    clean(path, tmp_path / "whole")
+    subprocess.run([sys.executable, "-c", KILLED, path, str(tmp_path / "out"), "3"])
+    with (tmp_path / "out" / "journal.jsonl").open("ab") as journal:
+        journal.write(b'{"name": "part-000')
+    clean(path, tmp_path / "out")
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_a_stage_that_has_ended_is_used_as_it_is(corpus, tmp_path):
+    path = corpus(DOCUMENTS)
+    first = clean(path, tmp_path / "out")
+    before = os.stat(tmp_path / "out" / "part-00000.jsonl.zst").st_mtime_ns
+    assert clean(path, tmp_path / "out").as_json() == first.as_json()
+    assert os.stat(tmp_path / "out" / "part-00000.jsonl.zst").st_mtime_ns == before
+
+
+def test_other_options_or_inputs_are_refused(corpus, tmp_path):
+    clean(corpus(DOCUMENTS), tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"options .* there, .* now"):
+        clean(corpus(DOCUMENTS), tmp_path / "out", min_chars=51)
+    with pytest.raises(ConfigError, match=r"inputs .* there, .* now"):
+        clean(corpus(DOCUMENTS[:-1]), tmp_path / "out")
+
+
+HOSTILE = {
+    b"{": "not JSON",
+    b"[1]": "not a JSON object",
+    b'{"id": 1}': "no text",
+    b'{"text": 1}': "no text",
+    b'{"text": "\xff"}': "invalid utf-8",
+    b'{"text": "\\ud800"}': "lone surrogates",
+    b'{"text": "a", "b": "\\udc00"}': "lone surrogates",
+    b'{"text": "a", "b": NaN}': "not JSON",
+    b'{"text": "a", "id": [1]}': "an id that is no word or number",
+    b"[" * 100_000: "not JSON",
+}
+
+
+def test_what_cannot_be_read_is_set_aside_and_named(corpus, tmp_path):
+    path = corpus([DOCUMENTS[1], *HOSTILE, DOCUMENTS[2]])
+    tally = clean(path, tmp_path / "out")
+    assert [d["id"] for d in read(tmp_path / "out")] == ["1", "2"]
+    listed = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_bytes().splitlines()]
+    assert [(entry["where"], entry["reason"]) for entry in listed] == [
+        (f"corpus:{n}", reason) for n, reason in enumerate(HOSTILE.values(), 2)
+    ]
+    assert tally.counts["unreadable"].total() == len(HOSTILE)
+
+
+def test_a_file_that_is_cut_short_gives_what_it_has(tmp_path):
+    import gzip
+
+    whole = gzip.compress(b"".join(json.dumps(d).encode() + b"\n" for d in DOCUMENTS))
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "b.jsonl.gz").write_bytes(whole)
+    tally = clean([tmp_path / "a.jsonl.gz", tmp_path / "b.jsonl.gz"], tmp_path / "out")
+    assert 0 < tally.counts["documents read"]["a"] < 300 == tally.counts["documents read"]["b"]
+    assert [reason.partition(":")[0] for reason in tally.counts["unreadable"]] == ["from here on"]
+
+
+def test_inputs_that_are_not_there_or_not_jsonl(corpus, tmp_path):
+    with pytest.raises(MissingInput, match="no file or folder"):
+        clean(str(tmp_path / "nothing.jsonl"), tmp_path / "out")
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(ConfigError, match="no JSONL"):
+        clean(str(tmp_path / "a.txt"), tmp_path / "out")
+    with pytest.raises(DataError, match="no JSONL in this folder"):
+        clean(str(tmp_path), tmp_path / "out")
+
+
+def test_two_at_once_in_one_folder_are_refused(corpus, tmp_path):
+    holder = f"from mtnlg.core import lock\nwith lock.held({str(tmp_path / 'out' / 'lock')!r}, print):\n print('held', flush=True); input()"
+    (tmp_path / "out").mkdir()
+    with subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(CannotWrite, match="is writing there"):
+            clean(corpus(DOCUMENTS), tmp_path / "out")
+        process.communicate("\n")
+
+
+def test_workers_die_with_their_parent(corpus, tmp_path):
+    """kill -9 of the parent leaves nobody behind."""
+    script = """
+import multiprocessing, os, time
+from mtnlg.factory import workers
+if __name__ == "__main__":
+    for _ in workers.ordered(time.sleep, [0.1] * 4 + [60] * 4, 2):
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+"""
+    (tmp_path / "script.py").write_text(script)
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    process = subprocess.Popen([sys.executable, tmp_path / "script.py"], stdout=subprocess.PIPE, text=True, env=environment)
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(pids) == 2
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 20
+    while any(map(_alive, pids)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "Z" not in open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
