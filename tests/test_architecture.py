@@ -44,7 +44,7 @@ HOMES = {
     "zstandard": {"corpus", "factory"},
     "ftfy": {"factory"},
 }
-NO_JAX = tuple(f"core.{name}" for name in ("schema", "config", "errors", "validate", "files", "lock"))
+NO_JAX = tuple(f"core.{name}" for name in ("schema", "config", "errors", "validate", "files", "lock", "extras"))
 NO_JAX += ("data", "corpus", "factory", "run", "launch", "cli")
 NO_JAX += tuple(f"parallel.{name}" for name in ("table", "orders", "greedy", "schedule", "schedule_file", "lockstep", "program"))
 MAX_LINES = 400

@@ -4,6 +4,7 @@ import functools
 import re
 from dataclasses import dataclass
 
+from mtnlg.core import extras
 from mtnlg.core.schema import key
 from mtnlg.factory import stage
 from mtnlg.factory.documents import Drop
@@ -28,7 +29,8 @@ class Clean:
 
 class _Step:
     def __init__(self, options: Clean):
-        import ftfy
+        with extras.needed("data"):
+            import ftfy
 
         self._options, self._fix = options, ftfy.fix_text
 

@@ -1,0 +1,15 @@
+"""Libraries that only some people need: imported where they are used, with one message where they are missing."""
+
+import contextlib
+from collections.abc import Iterator
+
+from mtnlg.core.errors import ConfigError
+
+
+@contextlib.contextmanager
+def needed(extra: str) -> Iterator[None]:
+    """Around an import of what `pip install 'mtnlg[extra]'` brings. Raises ConfigError when it is not there."""
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(f"this needs a library that is not installed: {error.name}", extra, f"pip install 'mtnlg[{extra}]'") from error
