@@ -27,8 +27,8 @@ ASKED = "--explain-sharding, --draw=FILE.svg, --compare or --table=FILE.csv"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
-        "mtnlg plan --config=FILE.py --explain-sharding [--check] [--config.key=value ...]\n"
-        "       mtnlg plan --config=FILE.py [--draw=FILE.svg] [--compare] [--table=FILE.csv] [--config.key=value ...]"
+        "%(prog)s --config=FILE.py --explain-sharding [--check] [--config.key=value ...]\n"
+        "       %(prog)s --config=FILE.py [--draw=FILE.svg] [--compare] [--table=FILE.csv] [--config.key=value ...]"
     )
     parser.add_argument(
         "--explain-sharding", "--explain_sharding", action="store_true", help="specs and bytes of every parameter, collectives of a step"
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace, config_arguments: list[str]) -> int:
 def _require_sense(options: argparse.Namespace) -> None:
     """Raises ConfigError for options that ask for nothing, or for what cannot be had."""
     if not (options.explain_sharding or options.draw or options.compare or options.table):
-        raise ConfigError("mtnlg plan is not told what to show", "command line", ASKED)
+        raise ConfigError("plan is not told what to show", "command line", ASKED)
     if options.check and not options.explain_sharding:
         raise ConfigError("--check compares with what --explain-sharding predicts", "command line", "--explain-sharding --check")
     for name, ending in (("draw", ".svg"), ("table", ".csv")):

@@ -79,7 +79,7 @@ def test_a_prediction_that_is_wrong_is_told(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (LARGEST[:1], "mtnlg plan is not told what to show (command line). Try: --explain-sharding, --draw=FILE.svg, --compare"),
+        (LARGEST[:1], "plan is not told what to show (command line). Try: --explain-sharding, --draw=FILE.svg, --compare"),
         ((*LARGEST, "--check"), "a mesh of 2240 devices is too large for the virtual ones, of which there are 16 at most (--check)"),
         (("--explain-sharding",), "no config is named"),
         ((*LARGEST[:1], "--draw=a.svg", "--check"), "--check compares with what --explain-sharding predicts (command line)"),
