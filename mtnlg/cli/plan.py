@@ -78,7 +78,7 @@ def _show_schedule(config: schema.Config, options: argparse.Namespace) -> None:
         shown = gantt_text.text(step, shutil.get_terminal_size().columns, sys.stdout.isatty()) if options.draw else ""
         panels = [(config.pipeline.schedule, step)]
     if options.draw:
-        files.write_atomic(options.draw, gantt.svg(config, panels))
+        files.write_atomic(options.draw, gantt.svg(config, panels), named_by="--draw")
     if options.table:
         schedule_file.write_csv(timeline.of(config).schedule, options.table)
     written = [f"written: {path}" for path in (options.draw, options.table) if path]

@@ -15,13 +15,12 @@ _OPS = {op.name: op for op in Op if op != Op.IDLE}
 
 
 def write_csv(schedule: Schedule, path: str) -> None:
-    """Writes a table. Raises CannotWrite or TemporaryFailure."""
+    """Writes a table, for `mtnlg plan --table`. Raises CannotWrite or TemporaryFailure."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(COLUMNS)
     lines.writerows([tick, stage, op.name, *which] for tick, stage, (op, *which) in schedule.tasks())
-    with files.writing(path):
-        pathlib.Path(path).write_text(text.getvalue(), "utf-8")
+    files.write_atomic(path, text.getvalue(), named_by="--table")
 
 
 def read_csv(path: str) -> Schedule:
