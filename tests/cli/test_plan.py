@@ -142,6 +142,18 @@ def test_a_bad_table_is_told(capsys, tmp_path):
     assert (code, lines) == (66, []) and "cannot read the schedule" in err
 
 
+@pytest.mark.parametrize("option", ["--draw=a.svg", "--compare", "--table=b.csv", "--explain-sharding"])
+def test_a_table_under_a_ramp_is_refused_as_training_does(capsys, tmp_path, option):
+    """The table serves the full batch, and not the ones before it."""
+    table = tmp_path / "a.csv"
+    plan(capsys, *PIPELINED, f"--table={table}")
+    ramp = [f"--config.train.ramp_{key}" for key in ("start_size=256", "increment=64", "samples=1024")]
+    refused = (*PIPELINED, *ramp, f"--config.pipeline.schedule={table}")
+    code, lines, err = plan(capsys, *refused, option)
+    assert (code, lines) == (2, []) and f"{table} is a table for 8 microbatches, and there are 4 in a step of the run" in err
+    assert main(["train", *refused, "--dry_run"]) == code and capsys.readouterr().err == err
+
+
 def test_the_help_names_the_columns(capsys):
     with pytest.raises(SystemExit):
         main(["plan", "--help"])
