@@ -86,7 +86,7 @@ def test_samples_of_every_prompt(run):
     assert any(line["text"] for line in lines)
 
 
-def test_started_again_when_finished_it_writes_nothing(run, resolve, tmp_path):
+def test_started_again_when_finished_it_writes_nothing(run, resolve, tmp_path, capsys):
     workdir, first = run
     shutil.copytree(workdir, tmp_path / "again")
     again = pretrain.pretrain(resolve(), str(tmp_path / "again"), {})
@@ -96,6 +96,13 @@ def test_started_again_when_finished_it_writes_nothing(run, resolve, tmp_path):
         before, after = ((folder / name).read_bytes() for folder in (workdir, tmp_path / "again"))
         more = Counter(after.splitlines()) - Counter(before.splitlines())
         assert after == before, f"{name} has gained {list(more.elements())}"
+    assert f"curves.png; samples in {tmp_path / 'again' / 'samples.jsonl'}; python -m mtnlg generate " in capsys.readouterr().out
+
+
+def test_without_prompts_no_samples_are_named(run, resolve, tmp_path, capsys):
+    shutil.copytree(run[0], tmp_path / "again")
+    pretrain.pretrain(resolve(sample__prompts=""), str(tmp_path / "again"), {})
+    assert "curves.png; python -m mtnlg generate " in capsys.readouterr().out
 
 
 # Speed
