@@ -15,11 +15,9 @@ from mtnlg.train import step as steps
 
 def describe(config: schema.Config) -> str:
     """Both tables with their totals. Raises ConfigError for tables and schedules that do not fit the config."""
-    mesh = config.mesh
-    if mesh.pipe > 1:
+    if config.mesh.pipe > 1:
         timetable.of_full_batch(config)
-    degrees = ", ".join(f"{axis} {getattr(mesh, axis)}" for axis in meshes.AXES if getattr(mesh, axis) > 1) or "one device"
-    lines = [f"{config.name}: {degrees}; zero {mesh.zero}, sequence_parallel {mesh.sequence_parallel}. All bytes are of one device.", ""]
+    lines = [f"{config.name}: {meshes.in_words(config.mesh)}. All bytes are of one device.", ""]
     return "\n".join([*lines, *_sharding(config), "", *_collectives(config)])
 
 

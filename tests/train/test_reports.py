@@ -160,6 +160,13 @@ def test_dry_run_names_what_count_counts(resolve):
     assert said["FLOPs a token"].split()[0] == f"{count.flops_per_token(config.model):,}"
     assert said["tokens"].startswith(f"{(2 + 2 + 4 * 4) * 16:,} in 6 steps of up to 64")
     assert said["batch"] == "2 microbatches of 2 sequences of 16 tokens"
+    assert said["mesh"] == "one device; zero 1, sequence_parallel False" and "schedule" not in said
     stored = count.num_params(config.model) + (384 - 300) * 16
     assert said["state"] == f"{3 * 4 * stored + 4:,} bytes"  # parameters, two moments, one counter
     assert int(said["temporaries"].split()[0].replace(",", "")) > 0
+
+
+def test_dry_run_names_mesh_and_schedule(resolve):
+    said = dry_run.describe(resolve(mesh__pipe="2", train__microbatch_size="4", sample__prompts=""))
+    assert "  batch          1 microbatch of 4 sequences of 16 tokens\n  mesh           pipe 2; zero 1, sequence_parallel False\n" in said
+    assert "  schedule       1f1b, 5 ticks for the full batch\n" in said
