@@ -1,6 +1,6 @@
 """GPT-2 small, 124,439,808 parameters, with the recipe of its open reproductions (AdamW 6e-4, half a million tokens a step).
 
-COMMAND: mtnlg train --config=configs/gpt2_124m.py --workdir=runs/gpt2_124m --config.data.source=TEXT --config.data.tokenizer=GPT2_FOLDER
+COMMAND: python -m mtnlg train --config=configs/gpt2_124m.py --workdir=DIR --config.data.source=TEXT --config.data.tokenizer=GPT2_FOLDER
 Hardware: one accelerator of 40 GB or more. Published, on FineWeb with the GPT-2 tokenizer: 3.27 nats per token after
 10.26 B tokens (llm.c). Not measured here.
 """

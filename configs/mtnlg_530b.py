@@ -1,7 +1,7 @@
 """Megatron-Turing NLG 530B with its whole recipe (Smith et al. 2022, arXiv 2201.11990).
 
-COMMAND: mtnlg train --config=configs/mtnlg_530b.py --workdir=DIR, on 2240 GPUs; mtnlg plan --config=configs/mtnlg_530b.py --draw=530b.svg
-without one. The mesh is the paper's.
+COMMAND: python -m mtnlg train --config=configs/mtnlg_530b.py --workdir=DIR, on 2240 GPUs;
+python -m mtnlg plan --config=configs/mtnlg_530b.py --draw=530b.svg without one. The mesh is the paper's.
 Hardware: published for 2240 A100-80GB: 60.1 s a step of 1920 sequences. Published validation loss: 3.15 after 1 B tokens,
 2.31 after 12 B, 1.85 after 270 B. The paper states no dropout; 0.1 is Megatron-LM's default.
 """

@@ -1,6 +1,6 @@
 """The ten sizes of the weak-scaling table of Narayanan et al. 2021 (SC21, arXiv 2104.04473, table 1): 1.7B to 1T parameters.
 
-COMMAND: mtnlg config --config=configs/sc21.py:SIZE with SIZE one of 1.7b 3.6b 7.5b 18b 39b 76b 145b 310b 530b 1t
+COMMAND: python -m mtnlg config --config=configs/sc21.py:SIZE with SIZE one of 1.7b 3.6b 7.5b 18b 39b 76b 145b 310b 530b 1t
 Hardware: published for 32 to 3072 A100-80GB. The table fixes architecture, batch and mesh; it says nothing of the optimizer, so
 the learning rate follows the nearest size of the GPT-3 family (Brown et al. 2020, table 2.1).
 """

@@ -177,7 +177,8 @@ class Run:
 
     def draw_curves(self) -> None:
         picture = curves.draw(self.path / "metrics.jsonl")
-        print(f"{picture}; samples in {self.path / 'samples.jsonl'}; python -m mtnlg generate --workdir={self.path} --prompt=TEXT")
+        samples = f"samples in {self.path / 'samples.jsonl'}; " if self.config.sample.prompts else ""
+        print(f"{picture}; {samples}python -m mtnlg generate --workdir={self.path} --prompt=TEXT")
 
     def headline(self, position: Position) -> str:
         parameters = count.num_params(self.config.model)

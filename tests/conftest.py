@@ -1,9 +1,10 @@
-"""What every test gets: sixteen CPU devices, deterministic property tests, slices of the suite, and where the seconds went.
+"""What every test gets: sixteen CPU devices, ears for Ctrl-C, deterministic property tests, slices of the suite, where seconds went.
 
 The environment is set before anything imports jax, so nothing here does.
 """
 
 import os
+import signal
 import zlib
 from collections import defaultdict
 from pathlib import Path
@@ -17,6 +18,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "xla_force_host_platform_device_count" not in f]
 # Tiny programs run once: LLVM's optimisations would be most of the suite's time. XLA's own passes stay on.
 os.environ["XLA_FLAGS"] = " ".join([*_flags, f"--xla_force_host_platform_device_count={NUM_DEVICES}", "--xla_backend_optimization_level=0"])
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script: every child would be deaf to Ctrl-C as well
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("ci")

@@ -201,6 +201,23 @@ def test_every_shipped_config_is_in_both_readmes():
         assert shipped <= set(_FILE.findall((ROOT / page).read_text()))
 
 
+def messages(source: str) -> list[str]:
+    """The strings of a module, without its docstrings."""
+    nodes = list(ast.walk(ast.parse(source)))
+    docstrings = [
+        node.body[0].value for node in nodes if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node)
+    ]
+    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings]
+
+
+def test_commands_in_messages_can_be_typed():
+    """`mtnlg` alone is a command only where it has been installed as one."""
+    untypable = re.compile(rf"(?<!python -m )\bmtnlg ({'|'.join(cli.VERBS)}|VERB)\b")
+    texts = [text for path in (ROOT / "mtnlg").rglob("*.py") for text in messages(path.read_text())]
+    assert [text for text in texts if untypable.search(text)] == []
+    assert sum("python -m mtnlg " in text for text in texts) > 10
+
+
 WRONG = {
     "a verb": ("```bash\npython -m mtnlg tain --config=configs/demo.py\n```\n", "no verb tain"),
     "a key": (

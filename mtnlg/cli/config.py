@@ -8,7 +8,7 @@ from mtnlg.core import config as configs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "mtnlg config --config=FILE.py [--config.key=value ...] [--explain KEY] [--diff OTHER.py]"
+    parser.usage = "%(prog)s --config=FILE.py [--config.key=value ...] [--explain KEY] [--diff OTHER.py]"
     parser.epilog = keys.describe_all()
     parser.add_argument("--explain", metavar="KEY", help="what a key means, with its default and its value in --config")
     parser.add_argument("--diff", metavar="OTHER", help="another config file (FILE.py, FILE.py:ARG or a run's config.json)")

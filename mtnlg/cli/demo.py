@@ -11,7 +11,7 @@ CONFIG = "configs/demo.py"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = f"mtnlg demo [--workdir=DIR] [--config={CONFIG}] [--config.key=value ...]"
+    parser.usage = f"%(prog)s [--workdir=DIR] [--config={CONFIG}] [--config.key=value ...]"
     parser.add_argument("--workdir", default="runs/demo", help="the run's folder (default: runs/demo); an unfinished demo goes on there")
 
 
@@ -22,7 +22,7 @@ def run(options: argparse.Namespace, config_arguments: list[str]) -> int:
     if not options.workdir:
         raise ConfigError("no folder is named for the run", "command line", "--workdir=runs/NAME")
     if len(config.data.source) != 1:
-        raise ConfigError("the demo compares models on one source", "data.source", "mtnlg train for several")
+        raise ConfigError("the demo compares models on one source", "data.source", "python -m mtnlg train for several")
     runtime.prepare(config)
 
     from mtnlg import pretrain

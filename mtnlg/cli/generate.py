@@ -11,7 +11,7 @@ from mtnlg.core.errors import ConfigError, DataError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "mtnlg generate (--workdir=RUN | --model=PATH) --prompt=TEXT [options] [--config.mesh.key=value ...]"
+    parser.usage = "%(prog)s (--workdir=RUN | --model=PATH) --prompt=TEXT [options] [--config.mesh.key=value ...]"
     parser.epilog = "The model lies on one device, however it was trained; --config.mesh.tensor=4, say, spreads it over four."
     parser.add_argument("--workdir", help="a run's folder; its newest checkpoint is taken")
     parser.add_argument("--model", help="a run's folder or one of its checkpoints/STEP")

@@ -77,7 +77,7 @@ def _run(arguments: list[str]) -> int:
     if hasattr(module, "main"):  # a verb with verbs of its own
         return module.main(rest) or 0
     raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog=f"mtnlg {verb}", description=module.__doc__, allow_abbrev=False, formatter_class=raw)
+    parser = Parser(prog=f"python -m mtnlg {verb}", description=module.__doc__, allow_abbrev=False, formatter_class=raw)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     module.add_arguments(parser)
     options, config_arguments = parser.parse_known_args(rest)
@@ -93,12 +93,12 @@ class Parser(argparse.ArgumentParser):
 
 def _overview() -> str:
     verbs = "\n".join(f"  {name:10} {meaning}" for name, meaning in VERBS.items())
-    return f"""usage: mtnlg VERB [options] [--config=FILE --config.key=value ...]
+    return f"""usage: python -m mtnlg VERB [options] [--config=FILE --config.key=value ...]
 
 GPT-style language models in JAX, from raw text to generated text.
 
 {verbs}
 
-`mtnlg VERB --help` tells more; `mtnlg train --help` lists every config key. `--debug` shows tracebacks.
+`python -m mtnlg VERB --help` tells more; `python -m mtnlg train --help` lists every config key. `--debug` shows tracebacks.
 Exit codes: 0 done, 2 bad config or usage, 16 loss not finite, 65 damaged data, 66 missing input, 73 cannot write, 75 try again,
 130 stopped by Ctrl-C."""

@@ -27,8 +27,8 @@ ASKED = "--explain-sharding, --draw=FILE.svg, --compare or --table=FILE.csv"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
-        "mtnlg plan --config=FILE.py --explain-sharding [--check] [--config.key=value ...]\n"
-        "       mtnlg plan --config=FILE.py [--draw=FILE.svg] [--compare] [--table=FILE.csv] [--config.key=value ...]"
+        "%(prog)s --config=FILE.py --explain-sharding [--check] [--config.key=value ...]\n"
+        "       %(prog)s --config=FILE.py [--draw=FILE.svg] [--compare] [--table=FILE.csv] [--config.key=value ...]"
     )
     parser.add_argument(
         "--explain-sharding", "--explain_sharding", action="store_true", help="specs and bytes of every parameter, collectives of a step"
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace, config_arguments: list[str]) -> int:
 def _require_sense(options: argparse.Namespace) -> None:
     """Raises ConfigError for options that ask for nothing, or for what cannot be had."""
     if not (options.explain_sharding or options.draw or options.compare or options.table):
-        raise ConfigError("mtnlg plan is not told what to show", "command line", ASKED)
+        raise ConfigError("plan is not told what to show", "command line", ASKED)
     if options.check and not options.explain_sharding:
         raise ConfigError("--check compares with what --explain-sharding predicts", "command line", "--explain-sharding --check")
     for name, ending in (("draw", ".svg"), ("table", ".csv")):
@@ -78,7 +78,7 @@ def _show_schedule(config: schema.Config, options: argparse.Namespace) -> None:
         shown = gantt_text.text(step, shutil.get_terminal_size().columns, sys.stdout.isatty()) if options.draw else ""
         panels = [(config.pipeline.schedule, step)]
     if options.draw:
-        files.write_atomic(options.draw, gantt.svg(config, panels))
+        files.write_atomic(options.draw, gantt.svg(config, panels), named_by="--draw")
     if options.table:
         schedule_file.write_csv(timeline.of(config).schedule, options.table)
     written = [f"written: {path}" for path in (options.draw, options.table) if path]

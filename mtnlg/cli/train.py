@@ -8,7 +8,7 @@ from mtnlg.core.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "mtnlg train --config=FILE.py --workdir=DIR [--dry_run] [--config.key=value ...]"
+    parser.usage = "%(prog)s --config=FILE.py --workdir=DIR [--dry_run] [--config.key=value ...]"
     parser.epilog = keys.describe_all()
     parser.add_argument("--workdir", help="the run's folder: config, metrics, checkpoints, samples, curves")
     parser.add_argument("--dry_run", action="store_true", help="compile the step and print sizes; read no data, train nothing")

@@ -145,7 +145,7 @@ def _run(file: pathlib.Path, arg: str) -> dict:
         if isinstance(error, SyntaxError) and error.filename == spec.origin:
             lines.append(error.lineno)
         where = f"{file}:{lines[-1]}" if lines else str(file)
-        raise ConfigError(f"{type(error).__name__}: {_brief(error)}", where, "mtnlg config --help lists every key") from error
+        raise ConfigError(f"{type(error).__name__}: {_brief(error)}", where, "python -m mtnlg config --help lists every key") from error
     if not hasattr(config, "to_dict"):
         raise ConfigError(f"get_config() gave {config!r}, not a config", str(file), "`return config` at its end")
     return config.to_dict()
@@ -236,7 +236,7 @@ def require_known(name: str) -> None:
     last = difflib.get_close_matches(name.rpartition(".")[2], [k.rpartition(".")[2] for k in known], 1, 0.6)
     if last and (not near or near[0].rpartition(".")[2] != last[0]):
         near = [k for k in known if k.rpartition(".")[2] == last[0]]
-    raise ConfigError(f"there is no key {name!r}", f"--config.{name}", f"--config.{near[0]}" if near else "mtnlg config --help")
+    raise ConfigError(f"there is no key {name!r}", f"--config.{name}", f"--config.{near[0]}" if near else "python -m mtnlg config --help")
 
 
 def _keys_inside(group: str) -> list[str]:

@@ -9,11 +9,14 @@ import shutil
 from mtnlg.core.errors import CannotWrite, TemporaryFailure
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FOLDERS = "--workdir or --config.data.directory"
 
 
 @contextlib.contextmanager
-def writing(path, num_bytes: int = 0):
-    """Turns an OSError while `path` is written into what its user should read; num_bytes: what it needs at least, 0 if nobody knows.
+def writing(path, num_bytes: int = 0, named_by: str = FOLDERS):
+    """Turns an OSError while `path` is written into what its user should read.
+
+    num_bytes: what it needs at least, 0 if nobody knows; named_by: the options from which the path comes.
 
     Raises TemporaryFailure when the disk or the quota is full, CannotWrite for everything else.
     """
@@ -22,8 +25,7 @@ def writing(path, num_bytes: int = 0):
     except OSError as error:
         why = error.strerror or str(error)
         if error.errno not in DISK_FULL:
-            cure = "another --workdir or --config.data.directory, or its owner's permission"
-            raise CannotWrite(f"cannot write: {why}", str(path), cure) from error
+            raise CannotWrite(f"cannot write: {why}", str(path), f"another {named_by}, or its owner's permission") from error
         needed = f"; {num_bytes} bytes at least are needed, {_free_bytes(path)} are free" if num_bytes else ""
         what = f"no room to write: {why}{needed}; what was there before is untouched"
         raise TemporaryFailure(what, str(path), "free some space (or quota), then the same command again") from error
@@ -66,13 +68,13 @@ def sync_folder(path) -> None:
         os.close(folder)
 
 
-def write_atomic(path, content: bytes | str) -> None:
+def write_atomic(path, content: bytes | str, named_by: str = FOLDERS) -> None:
     """Puts `content` at `path`; whoever looks, even after a power cut, sees all of the old file or all of the new.
 
-    Raises CannotWrite or TemporaryFailure, and leaves no half file.
+    named_by: as in `writing`. Raises CannotWrite or TemporaryFailure, and leaves no half file.
     """
     path = pathlib.Path(path)
-    with writing(path, len(content)):
+    with writing(path, len(content), named_by):
         try:
             write_synced(draft(path), content)
             os.replace(draft(path), path)

@@ -142,10 +142,9 @@ def _pipeline(config):
         return
     chunks = pipeline.num_chunks
     if not pipeline.layers_per_stage and config.model.num_layers < mesh.pipe * chunks - 1:
-        most = max((config.model.num_layers + 1) // chunks, 1)
         yield (
             f"model.num_layers={config.model.num_layers} cannot fill mesh.pipe={mesh.pipe} stages of {chunks} chunk{'s' * (chunks > 1)} "
-            f"(the last may hold the head alone): take mesh.pipe={most}"
+            f"(the last may hold the head alone): take {_fitting_stages(config)}"
         )
     if train.microbatch_size is None:
         at_once = max(train.batch_size // max(mesh.num_sample_shards, 1) // (2 * mesh.pipe), 1)
@@ -277,6 +276,14 @@ def _fitting_tensor(config) -> int:
     whole = gcd(*_parted(config).values())
     fitting = (t for t in range(1, whole + 1) if whole % t == 0 and _groups_fit(config.model.heads[1], t))
     return min(fitting, key=lambda t: abs(t - config.mesh.tensor))
+
+
+def _fitting_stages(config) -> str:
+    """The most chunks, and the most stages, that the layers and the head can fill; if there are none, the layers that would do."""
+    parts, pipe, chunks = config.model.num_layers + 1, config.mesh.pipe, config.pipeline.num_chunks
+    found = [f"pipeline.chunks={parts // pipe}"] if config.pipeline.schedule == "interleaved" and parts >= pipe else []
+    found += [f"mesh.pipe={parts // chunks}"] if parts >= 2 * chunks else []
+    return ", or ".join(found) or f"model.num_layers={pipe * chunks - 1}"
 
 
 def _divisor(whole: int, near: int) -> int:

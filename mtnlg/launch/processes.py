@@ -41,7 +41,7 @@ def of_environment(environment: Mapping[str, str] = os.environ) -> Job | None:
     if not given:
         return Job() if cluster == "1" else None
     if missing := [name for name in _PLACE if name not in given]:
-        cure = "all three, as `mtnlg launch local` sets them, or none"
+        cure = "all three, as `python -m mtnlg launch local` sets them, or none"
         raise ConfigError(f"{given[0]} is set and {missing[0]} is not", "environment", cure)
     job = Job(environment[COORDINATOR], _number(environment, NUM_PROCESSES), _number(environment, PROCESS_ID))
     if not 0 <= job.process_id < job.num_processes:

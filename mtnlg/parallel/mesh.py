@@ -34,6 +34,12 @@ def make(degrees: schema.Mesh, devices=None) -> Mesh:
     return Mesh(_arranged(shape, devices[:wanted]), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def in_words(degrees: schema.Mesh) -> str:
+    """Every degree above 1, and what else the keys of the mesh say."""
+    product = ", ".join(f"{axis} {getattr(degrees, axis)}" for axis in AXES if getattr(degrees, axis) > 1) or "one device"
+    return f"{product}; zero {degrees.zero}, sequence_parallel {degrees.sequence_parallel}"
+
+
 def _arranged(shape: tuple[int, ...], devices) -> np.ndarray:
     """Devices such that neighbours along the last axes have the fastest links.
 

@@ -11,17 +11,18 @@ from mtnlg.core.errors import DataError, MissingInput
 from mtnlg.parallel.table import Op, Schedule, Task, from_rows
 
 COLUMNS = ("tick", "stage", "op", "microbatch", "virtual_stage")
+LARGEST = 999_999_999  # number in a table
+SHOWN = 60  # letters of what is wrong
 _OPS = {op.name: op for op in Op if op != Op.IDLE}
 
 
 def write_csv(schedule: Schedule, path: str) -> None:
-    """Writes a table. Raises CannotWrite or TemporaryFailure."""
+    """Writes a table, for `mtnlg plan --table`. Raises CannotWrite or TemporaryFailure."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(COLUMNS)
     lines.writerows([tick, stage, op.name, *which] for tick, stage, (op, *which) in schedule.tasks())
-    with files.writing(path):
-        pathlib.Path(path).write_text(text.getvalue(), "utf-8")
+    files.write_atomic(path, text.getvalue(), named_by="--table")
 
 
 def read_csv(path: str) -> Schedule:
@@ -52,11 +53,14 @@ def _parsed(path: str) -> dict[int, dict]:
         raise MissingInput(f"cannot read the schedule: {error.strerror}", path, cure) from error
     except UnicodeDecodeError as error:
         raise DataError(f"the schedule is no text: {error.reason} at byte {error.start}", path, "a CSV file in UTF-8") from error
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.lstrip().startswith("#"):
+            raise _damaged(path, number, "a table has no comments", "the file without this line")
     reader, lines = csv.reader(text.splitlines()), {}
-    header = next(reader, [])
-    if tuple(cell.strip() for cell in header) != COLUMNS:
-        raise _damaged(path, 1, f"the columns are {','.join(header)!r}", f"the header {','.join(COLUMNS)}")
     try:
+        header = next(reader, [])
+        if tuple(cell.strip() for cell in header) != COLUMNS:
+            raise _damaged(path, 1, f"the columns are {','.join(header)[:SHOWN]!r}", f"the header {','.join(COLUMNS)}")
         for cells in reader:
             if cells:
                 lines[reader.line_num] = _line(path, reader.line_num, [cell.strip() for cell in cells])
@@ -69,13 +73,13 @@ def _parsed(path: str) -> dict[int, dict]:
 
 def _line(path: str, number: int, cells: list[str]) -> dict:
     if len(cells) != len(COLUMNS):
-        raise _damaged(path, number, f"{len(cells)} values instead of {len(COLUMNS)}", ",".join(COLUMNS))
+        raise _damaged(path, number, f"not {len(COLUMNS)} values but {len(cells)}", ",".join(COLUMNS))
     line = dict(zip(COLUMNS, cells, strict=True))
     if line["op"] not in _OPS:
-        raise _damaged(path, number, f"op={line['op']} is none of {', '.join(_OPS)}", "one of them")
+        raise _damaged(path, number, f"op={line['op'][:SHOWN]} is none of {', '.join(_OPS)}", "one of them")
     for name in COLUMNS:
-        if name != "op" and not (line[name].isdecimal() and len(line[name]) < 10):
-            raise _damaged(path, number, f"{name}={line[name]} is no whole number from 0 on", f"{name}=0")
+        if name != "op" and not (line[name].isdecimal() and len(line[name]) <= len(str(LARGEST))):
+            raise _damaged(path, number, f"{name}={line[name][:SHOWN]} is no whole number from 0 to {LARGEST}", f"{name}=0")
     return {name: _OPS[value] if name == "op" else int(value) for name, value in line.items()}
 
 

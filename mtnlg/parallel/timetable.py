@@ -85,6 +85,14 @@ def numbers_of_microbatches(config: schema.Config) -> range:
     return range(first // rows, train.batch_size // rows + 1, max(train.ramp_increment // rows, 1))
 
 
+def of_full_batch(config: schema.Config) -> schedule.Schedule:
+    """The schedule of the largest batch. Raises ConfigError as `require`, without making the schedule of every batch of a ramp."""
+    numbers = numbers_of_microbatches(config)
+    for number in numbers[:2]:  # what serves these serves all that follow
+        of_microbatches(config, number)
+    return of_microbatches(config, numbers[-1])
+
+
 def of_microbatches(config: schema.Config, num_microbatches: int) -> schedule.Schedule:
     """The config's schedule for a batch of so many microbatches. Raises as `schedule.make`."""
     return schedule.make(config.pipeline, config.mesh.pipe, num_microbatches, config.train.recompute == "full")

@@ -7,17 +7,17 @@ from jax.sharding import PartitionSpec as P
 
 from mtnlg.core import schema
 from mtnlg.parallel import mesh as meshes
-from mtnlg.parallel import stages
+from mtnlg.parallel import stages, timetable
 from mtnlg.plan import collectives, lowered, optimised, sharding, trips
 from mtnlg.plan.text import size, table
 from mtnlg.train import step as steps
 
 
 def describe(config: schema.Config) -> str:
-    """Both tables with their totals. Raises ConfigError for tables that do not fit the config."""
-    mesh = config.mesh
-    degrees = ", ".join(f"{axis} {getattr(mesh, axis)}" for axis in meshes.AXES if getattr(mesh, axis) > 1) or "one device"
-    lines = [f"{config.name}: {degrees}; zero {mesh.zero}, sequence_parallel {mesh.sequence_parallel}. All bytes are of one device.", ""]
+    """Both tables with their totals. Raises ConfigError for tables and schedules that do not fit the config."""
+    if config.mesh.pipe > 1:
+        timetable.of_full_batch(config)
+    lines = [f"{config.name}: {meshes.in_words(config.mesh)}. All bytes are of one device.", ""]
     return "\n".join([*lines, *_sharding(config), "", *_collectives(config)])
 
 

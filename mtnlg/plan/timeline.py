@@ -8,7 +8,7 @@ import numpy as np
 
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError
-from mtnlg.parallel import lockstep, program, schedule, stages
+from mtnlg.parallel import lockstep, program, stages, timetable
 from mtnlg.parallel.table import Op, Schedule
 from mtnlg.plan import activations
 
@@ -133,8 +133,7 @@ def require_stages(config: schema.Config) -> None:
 
 
 def of(config: schema.Config) -> Timeline:
-    """The step of a config. Raises as `require_stages`, `schedule.make` and `stages.of`."""
+    """The step of a config. Raises as `require_stages`, `stages.of` and `timetable.of_full_batch`."""
     require_stages(config)
-    made = schedule.make(config.pipeline, config.mesh.pipe, num_microbatches(config), config.train.recompute == "full")
     stages.of(config)
-    return Timeline(config, made)
+    return Timeline(config, timetable.of_full_batch(config))

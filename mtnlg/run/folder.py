@@ -66,7 +66,7 @@ def read_config(workdir) -> schema.Config:
             raise ValueError("an object is expected")
         return config_files.from_flat(config_files.flatten(nested))
     except OSError as error:
-        raise MissingInput(f"no run here: {error.strerror}", str(path), "the --workdir of an earlier `mtnlg train`") from None
+        raise MissingInput(f"no run here: {error.strerror}", str(path), "the --workdir of an earlier `python -m mtnlg train`") from None
     except ValueError as error:
         raise DataError(f"damaged config: {error}", str(path)) from None
     except ConfigError as error:

@@ -70,7 +70,7 @@ def _whole_lines(path) -> list[tuple[bytes, dict]]:
     try:
         content = pathlib.Path(path).read_bytes()
     except OSError as error:
-        raise MissingInput(f"no metrics here: {error.strerror}", str(path), "the --workdir of an earlier `mtnlg train`") from None
+        raise MissingInput(f"no metrics here: {error.strerror}", str(path), "the --workdir of an earlier `python -m mtnlg train`") from None
     *whole, _ = content.split(b"\n")
     lines = []
     for number, text in enumerate(whole, 1):

@@ -61,7 +61,7 @@ USAGE = {
     "an empty workdir of the demo": (["demo", "--workdir="], "no folder is named for the run (command line). Try: --workdir=runs/NAME"),
     "no prompt": (
         ["generate", "--workdir=runs/x"],
-        "the following arguments are required: --prompt (command line). Try: mtnlg generate --help",
+        "the following arguments are required: --prompt (command line). Try: python -m mtnlg generate --help",
     ),
     "no model": (["generate", "--prompt=a"], "name one model (command line). Try: --workdir=RUN or --model=PATH"),
     "two models": (
@@ -71,7 +71,7 @@ USAGE = {
     "an empty model": (["generate", "--prompt=a", "--workdir="], "name one model (command line). Try: --workdir=RUN or --model=PATH"),
     "a temperature that is no number": (
         ["generate", "--prompt=a", "--temperature=hot"],
-        "argument --temperature: invalid float value: 'hot' (command line). Try: mtnlg generate --help",
+        "argument --temperature: invalid float value: 'hot' (command line). Try: python -m mtnlg generate --help",
     ),
     "a job of no process": (
         ["launch", "local", "--processes=0", "--", "train"],
@@ -83,11 +83,11 @@ USAGE = {
     ),
     "a job without a number": (
         ["launch", "local", "--", "train"],
-        "the following arguments are required: --processes (command line). Try: mtnlg launch --help",
+        "the following arguments are required: --processes (command line). Try: python -m mtnlg launch --help",
     ),
     "a job elsewhere": (
         ["launch", "moon", "--processes=2"],
-        "argument where: invalid choice: 'moon' (choose from 'local') (command line). Try: mtnlg launch --help",
+        "argument where: invalid choice: 'moon' (choose from 'local') (command line). Try: python -m mtnlg launch --help",
     ),
     "a job of nothing": (
         ["launch", "local", "--processes=2"],
@@ -99,11 +99,11 @@ USAGE = {
     ),
     "an unknown argument of launch": (
         ["launch", "local", "--processes=2", "--device=4", "--", "train"],
-        "unknown argument '--device=4' (command line). Try: mtnlg launch --help",
+        "unknown argument '--device=4' (command line). Try: python -m mtnlg launch --help",
     ),
     "a demo of two sources": (
         ["demo", "--config.data.source=a,b"],
-        "the demo compares models on one source (data.source). Try: mtnlg train for several",
+        "the demo compares models on one source (data.source). Try: python -m mtnlg train for several",
     ),
 }
 
@@ -181,7 +181,7 @@ def test_an_argument_for_a_json_config(stderr_of, tmp_path):
     assert stderr_of("config", f"--config={path}:9b") == (line, 2)
 
 
-EVERY_KEY = "Try: mtnlg config --help lists every key"
+EVERY_KEY = "Try: python -m mtnlg config --help lists every key"
 LOCKED = 'AttributeError: Key "num_layer" does not exist and cannot be added since the config is locked.'
 BROKEN = [
     ("    return 1 / 0\n", "ZeroDivisionError: division by zero"),

@@ -79,7 +79,7 @@ def test_a_prediction_that_is_wrong_is_told(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (LARGEST[:1], "mtnlg plan is not told what to show (command line). Try: --explain-sharding, --draw=FILE.svg, --compare"),
+        (LARGEST[:1], "plan is not told what to show (command line). Try: --explain-sharding, --draw=FILE.svg, --compare"),
         ((*LARGEST, "--check"), "a mesh of 2240 devices is too large for the virtual ones, of which there are 16 at most (--check)"),
         (("--explain-sharding",), "no config is named"),
         ((*LARGEST[:1], "--draw=a.svg", "--check"), "--check compares with what --explain-sharding predicts (command line)"),
@@ -128,17 +128,30 @@ def test_a_table_given_back_is_the_same_table(capsys, tmp_path):
     assert paths[0].read_text() == paths[1].read_text() and len(paths[0].read_text().splitlines()) == 1 + 4 * 8 * 2 * 4
 
 
-@pytest.mark.parametrize("option", ["--draw={}/a.svg", "--table={}/a.csv"])
-def test_what_cannot_be_written(capsys, tmp_path, option):
-    file = tmp_path / "file"
-    file.touch()
-    code, lines, err = plan(capsys, *PIPELINED, option.format(file))
-    assert (code, lines) == (73, []) and err.startswith("mtnlg: error: cannot write: Not a directory") and err.count("\n") == 1
+@pytest.mark.parametrize(("option", "name"), [("--draw", "a.svg"), ("--table", "a.csv")])
+def test_what_cannot_be_written(capsys, tmp_path, option, name):
+    path = tmp_path / "file" / name
+    path.parent.touch()
+    code, lines, err = plan(capsys, *PIPELINED, f"{option}={path}")
+    assert (code, lines) == (73, [])
+    assert err == f"mtnlg: error: cannot write: Not a directory ({path}). Try: another {option}, or its owner's permission\n"
 
 
 def test_a_bad_table_is_told(capsys, tmp_path):
     code, lines, err = plan(capsys, *PIPELINED, "--config.pipeline.schedule=none.csv", "--compare")
     assert (code, lines) == (66, []) and "cannot read the schedule" in err
+
+
+@pytest.mark.parametrize("option", ["--draw=a.svg", "--compare", "--table=b.csv", "--explain-sharding"])
+def test_a_table_under_a_ramp_is_refused_as_training_does(capsys, tmp_path, option):
+    """The table serves the full batch, and not the ones before it."""
+    table = tmp_path / "a.csv"
+    plan(capsys, *PIPELINED, f"--table={table}")
+    ramp = [f"--config.train.ramp_{key}" for key in ("start_size=256", "increment=64", "samples=1024")]
+    refused = (*PIPELINED, *ramp, f"--config.pipeline.schedule={table}")
+    code, lines, err = plan(capsys, *refused, option)
+    assert (code, lines) == (2, []) and f"{table} is a table for 8 microbatches, and there are 4 in a step of the run" in err
+    assert main(["train", *refused, "--dry_run"]) == code and capsys.readouterr().err == err
 
 
 def test_the_help_names_the_columns(capsys):

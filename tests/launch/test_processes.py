@@ -53,7 +53,7 @@ def test_half_a_place_is_bad_usage(tmp_path):
     done = train(tmp_path, MTNLG_NUM_PROCESSES="2")
     line = "mtnlg: error: MTNLG_NUM_PROCESSES is set and MTNLG_COORDINATOR is not (environment). "
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == line + "Try: all three, as `mtnlg launch local` sets them, or none\n"
+    assert done.stderr == line + "Try: all three, as `python -m mtnlg launch local` sets them, or none\n"
 
 
 def free_port() -> int:

@@ -45,6 +45,11 @@ def get_config(arg=""):
     config.mesh.update(data=4, tensor=2, sequence_parallel=True, zero=2)
     if arg == "differs":
         config.train.num_steps += int(process)
+    if arg == "stages":
+        config.model.update(num_layers=2, dropout_hidden=0.0, dropout_attention=0.0)
+        config.train.update(microbatch_size=2, num_steps=2)
+        config.mesh.update(pipe=2, data=1, tensor=1, sequence_parallel=False)
+        config.sample.prompts = ()
     return config
 """
 
@@ -66,11 +71,11 @@ def no_gemm_timing(monkeypatch):
     monkeypatch.setattr(peak, "best_gemm_flops_per_sec", lambda dtype: 1e11)
 
 
-def launch(folder, workdir, *overrides, arg="", num_processes=2) -> subprocess.Popen:
-    """Eight devices, dealt out to the processes."""
+def launch(folder, workdir, *overrides, arg="", num_processes=2, num_devices=8) -> subprocess.Popen:
+    """A run on so many devices, dealt out to the processes."""
     train = ["train", f"--config={folder / 'tiny.py'}{arg}", f"--workdir={workdir}", f"--config.data.directory={folder / 'tokens'}"]
     command = [sys.executable, "-m", "mtnlg", "launch", "local", f"--processes={num_processes}"]
-    command += [f"--devices={8 // num_processes}", "--", *train, *overrides]
+    command += [f"--devices={num_devices // num_processes}", "--", *train, *overrides]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # whole lines in one piece
     launched = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     LAUNCHED.append(launched)
@@ -92,8 +97,8 @@ def nothing_left_behind(folder):
                     os.kill(int(pid.read_text()), signal.SIGKILL)
 
 
-def resolve(folder, *overrides):
-    return configs.resolve([f"--config={folder / 'tiny.py'}", f"--config.data.directory={folder / 'tokens'}", *overrides])
+def resolve(folder, *overrides, arg=""):
+    return configs.resolve([f"--config={folder / 'tiny.py'}{arg}", f"--config.data.directory={folder / 'tokens'}", *overrides])
 
 
 def state_of(config, workdir, step) -> dict:
@@ -131,6 +136,17 @@ def test_two_processes_are_one(run_of_two, folder, tmp_path, capfd):
     for step in (2, 4):
         require_close(state_of(config, run_of_two[0], step), state_of(config, tmp_path, step))
     assert metrics.read(run_of_two[0] / "samples.jsonl") == metrics.read(tmp_path / "samples.jsonl")
+
+
+def test_two_processes_are_one_with_a_stage_in_each(folder, tmp_path, capfd):
+    """All that passes between the stages, the tied embedding's gradient too, passes between processes."""
+    launched = launch(folder, tmp_path / "two", arg=":stages", num_devices=2)
+    _, err = launched.communicate()
+    assert launched.returncode == 0, err
+    config = resolve(folder, arg=":stages")
+    pretrain.pretrain(config, str(tmp_path / "one"), {})
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-6)
+    require_close(*(state_of(config, tmp_path / name, 2) for name in ("two", "one")))
 
 
 def test_the_first_process_alone_writes_and_speaks(run_of_two):

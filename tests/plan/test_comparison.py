@@ -49,6 +49,9 @@ def test_a_schedule_that_cannot_be_has_its_reason():
     lines = comparison.table(config, comparison.rows(config)).splitlines()
     (line,) = [line for line in lines if line.split()[:1] == ["interleaved"]]
     assert line.split(maxsplit=1)[1] == "pipeline.schedule=interleaved needs a multiple of mesh.pipe=4 microbatches, and there are 6"
+    ramp = dataclasses.replace(config_of().train, ramp_start_size=4, ramp_increment=2, ramp_samples=8)
+    (reason,) = [row.step for row in comparison.rows(dataclasses.replace(config_of(), train=ramp)) if isinstance(row.step, str)]
+    assert reason == "pipeline.schedule=interleaved needs a multiple of mesh.pipe=4 microbatches, and there are 6"
     given = config_of(layers_per_stage=(1, 2, 3, 4))
     reasons = {row.name: row.step for row in comparison.rows(given) if isinstance(row.step, str)}
     assert reasons.keys() == {"interleaved", "zb_v"} and all("is not 8 numbers" in reason for reason in reasons.values())

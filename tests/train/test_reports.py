@@ -86,7 +86,7 @@ def test_samples_of_every_prompt(run):
     assert any(line["text"] for line in lines)
 
 
-def test_started_again_when_finished_it_writes_nothing(run, resolve, tmp_path):
+def test_started_again_when_finished_it_writes_nothing(run, resolve, tmp_path, capsys):
     workdir, first = run
     shutil.copytree(workdir, tmp_path / "again")
     again = pretrain.pretrain(resolve(), str(tmp_path / "again"), {})
@@ -96,6 +96,13 @@ def test_started_again_when_finished_it_writes_nothing(run, resolve, tmp_path):
         before, after = ((folder / name).read_bytes() for folder in (workdir, tmp_path / "again"))
         more = Counter(after.splitlines()) - Counter(before.splitlines())
         assert after == before, f"{name} has gained {list(more.elements())}"
+    assert f"curves.png; samples in {tmp_path / 'again' / 'samples.jsonl'}; python -m mtnlg generate " in capsys.readouterr().out
+
+
+def test_without_prompts_no_samples_are_named(run, resolve, tmp_path, capsys):
+    shutil.copytree(run[0], tmp_path / "again")
+    pretrain.pretrain(resolve(sample__prompts=""), str(tmp_path / "again"), {})
+    assert "curves.png; python -m mtnlg generate " in capsys.readouterr().out
 
 
 # Speed
@@ -153,6 +160,13 @@ def test_dry_run_names_what_count_counts(resolve):
     assert said["FLOPs a token"].split()[0] == f"{count.flops_per_token(config.model):,}"
     assert said["tokens"].startswith(f"{(2 + 2 + 4 * 4) * 16:,} in 6 steps of up to 64")
     assert said["batch"] == "2 microbatches of 2 sequences of 16 tokens"
+    assert said["mesh"] == "one device; zero 1, sequence_parallel False" and "schedule" not in said
     stored = count.num_params(config.model) + (384 - 300) * 16
     assert said["state"] == f"{3 * 4 * stored + 4:,} bytes"  # parameters, two moments, one counter
     assert int(said["temporaries"].split()[0].replace(",", "")) > 0
+
+
+def test_dry_run_names_mesh_and_schedule(resolve):
+    said = dry_run.describe(resolve(mesh__pipe="2", train__microbatch_size="4", sample__prompts=""))
+    assert "  batch          1 microbatch of 4 sequences of 16 tokens\n  mesh           pipe 2; zero 1, sequence_parallel False\n" in said
+    assert "  schedule       1f1b, 5 ticks for the full batch\n" in said
