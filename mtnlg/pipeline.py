@@ -284,8 +284,13 @@ def _put(ring: list, slot, number, leaves: list) -> list:
 
 
 def _take(ring: list, slot, number) -> list:
-    """One layer's arrays out of a slot."""
-    return [jax.lax.dynamic_slice(leaf, _at(slot, number, leaf.ndim - 2), (1, 1, *leaf.shape[2:]))[0, 0] for leaf in ring]
+    """One layer's arrays out of a slot.
+
+    The barrier ties them to the turn: where a chunk has one layer, XLA would see that every turn reads the same, and do what follows
+    from it before the loop, which is in every tick.
+    """
+    taken = [jax.lax.dynamic_slice(leaf, _at(slot, number, leaf.ndim - 2), (1, 1, *leaf.shape[2:]))[0, 0] for leaf in ring]
+    return jax.lax.optimization_barrier((taken, number))[0]
 
 
 def _at(slot, number, num_dims: int) -> tuple:
