@@ -44,13 +44,21 @@ class Decontaminate:
         """Raises ConfigError, and what `ngrams.read` and `passes.run` raise."""
         read, output = Inputs(inputs), pathlib.Path(output)
         table = self._table()
-        common = _counts(table, read, output / COUNTS, machine) >= self.common_times
-        rare = table.without(common)
-        machine.say(f"{table.values.size} n-grams of {len(table.names)} tasks, {common.sum()} of them common")
+        passes.run(output / COUNTS, _counting(table), read, _Count(table), ".counts", machine)
+        rare = self._rare(table, output / COUNTS)
+        machine.say(f"{table.values.size} n-grams of {len(table.names)} tasks, {table.values.size - rare.values.size} of them common")
         known = {"sha256": rare.sha256(), "n-grams": table.by_task(), "rare": rare.by_task()}
         what = {"stage": "decontaminate", "options": dataclasses.asdict(self), "against": known}
-        work = stage.DocumentWork(functools.partial(Remover, self, rare))
+        work = stage.DocumentWork(functools.partial(_Step, self, rare))
         return passes.run(output, what, read, work, stage.SUFFIX, machine)
+
+    def step(self, counts=None) -> stage.Step:
+        """The second pass alone. counts: the folder `counts` of a run against the same tasks; None: no n-gram is common.
+
+        Raises ConfigError (other tasks or numbers of words), and what `ngrams.read` raises.
+        """
+        table = self._table()
+        return _Step(self, table if counts is None else self._rare(table, pathlib.Path(counts)))
 
     def _table(self) -> Ngrams:
         if not self.against:
@@ -59,21 +67,27 @@ class Decontaminate:
             raise ConfigError(f"min_words {self.min_words} and max_words {self.max_words}", "--min_words", "1 <= min_words <= max_words")
         return ngrams.read(self.against, self.min_words, self.max_words)
 
+    def _rare(self, table: Ngrams, path: pathlib.Path) -> Ngrams:
+        """The table without what the corpus has often, by the counts of an ended first pass."""
+        counted = folder.read(path)
+        if {key: counted.get(key) for key in _counting(table)} != _counting(table):
+            cure = "counts of a run with the same --against, --min_words and --max_words"
+            raise ConfigError("these counts are of other n-grams", str(path), cure)
+        times = np.zeros(table.values.size, np.int64)
+        for part in counted["parts"]:
+            with sources.opened(path / part["name"]) as file:
+                at, number = np.frombuffer(file.read(), "<i8").reshape(-1, 2).T
+            np.add.at(times, at, number)
+        return table.without(times >= self.common_times)
 
-def _counts(table: Ngrams, inputs: Inputs, path: pathlib.Path, machine: Machine) -> np.ndarray:
-    """How many times the corpus has each n-gram of the table."""
-    what = {"stage": "decontaminate, counts", "options": {"ngrams": table.sha256()}}
-    passes.run(path, what, inputs, _Counting(table), ".counts", machine)
-    found = np.zeros(table.values.size, np.int64)
-    for part in folder.read(path)["parts"]:
-        with sources.opened(path / part["name"]) as file:
-            places, times = np.frombuffer(file.read(), "<i8").reshape(-1, 2).T
-        np.add.at(found, places, times)
-    return found
+
+def _counting(table: Ngrams) -> dict:
+    """By which the folder of the first pass is known."""
+    return {"stage": "decontaminate, counts", "options": {"ngrams": table.sha256()}}
 
 
 @dataclass(frozen=True)
-class _Counting:
+class _Count:
     """Of a batch: (place in the table, times), as pairs of int64."""
 
     table: Ngrams
@@ -88,7 +102,7 @@ class _Counting:
         return Result(np.stack(np.unique(np.concatenate(found), return_counts=True), axis=1).astype("<i8").tobytes())
 
 
-class Remover:
+class _Step:
     """The step of the second pass. table: what is removed."""
 
     def __init__(self, options: Decontaminate, table: Ngrams):

@@ -12,7 +12,7 @@ from mtnlg.factory import words
 TEXTS = st.text(st.one_of(st.sampled_from("aAbB_1 .\n中文かカㄱéÉİıßΣσς\u0301\U00020000\ud800"), st.characters()), max_size=60)
 
 
-@settings(derandomize=True, max_examples=300)
+@settings(max_examples=300)
 @given(TEXTS)
 def test_they_lie_where_the_regex_finds_them(text):
     found = words.words(text)
@@ -37,7 +37,7 @@ def test_without_han_and_kana_they_are_what_the_regex_says():
     assert [text[a:b] for a, b in zip(found.starts, found.ends, strict=True)] == re.findall(r"\w+", text)
 
 
-@settings(derandomize=True, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, 3), max_size=30), st.integers(1, 15))
 def test_runs_are_equal_where_their_words_are(numbers, longest):
     values = words.words(" ".join("abcd"[number] for number in numbers)).values
