@@ -1,11 +1,5 @@
-"""Steps of the factory in a pipeline of datatrove, whose executors (local, Slurm, Ray) run it on many machines.
-
-from datatrove.executor import LocalPipelineExecutor
-from datatrove.pipeline.readers import JsonlReader
-from datatrove.pipeline.writers import JsonlWriter
-
-pipeline = [JsonlReader("raw"), Step("clean", Clean(min_chars=200).step), JsonlWriter("clean", expand_metadata=True)]
-LocalPipelineExecutor(pipeline, tasks=8).run()
+"""Steps of the factory in a pipeline of datatrove, whose executors (local, Slurm, Ray) run it on many machines: between its JsonlReader
+and its JsonlWriter (with expand_metadata=True) stands `Step("clean", Clean(min_chars=200).step)`.
 """
 
 from collections.abc import Callable, Iterable, Iterator

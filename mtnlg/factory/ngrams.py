@@ -30,15 +30,35 @@ class Matches:
     ngrams: np.ndarray
 
 
+class _Lookup:
+    """Which of many values are among some sorted ones: a coarse look at their first bits, then a search."""
+
+    def __init__(self, known: np.ndarray):
+        self._known = known
+        self._shift = np.uint64(64 - int(_SLOTS_PER_NGRAM * known.size).bit_length())
+        self._slots = np.zeros(1 << int(64 - self._shift), bool)
+        self._slots[known >> self._shift] = True
+
+    def find(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(places among the values, places among the known ones)."""
+        perhaps = np.flatnonzero(self._slots[values >> self._shift])
+        at = np.minimum(np.searchsorted(self._known, values[perhaps]), self._known.size - 1)
+        same = self._known[at] == values[perhaps]
+        return perhaps[same], at[same]
+
+
 @dataclass(frozen=True)
 class Ngrams:
-    """values: sorted, without doubles; lengths: in words; tasks: places in `names`, of the first task that has the n-gram.
+    """values: sorted, without doubles; begins: value of the first min_words words; lengths: in words; tasks: places in `names`, of the
+    first task that has the n-gram.
 
     Two different n-grams share a value with probability 2^-64: beside a million of them, one place in 2 * 10^13 is taken for one.
     """
 
     names: tuple[str, ...]
+    min_words: int
     values: np.ndarray
+    begins: np.ndarray
     lengths: np.ndarray
     tasks: np.ndarray
 
@@ -47,8 +67,10 @@ class Ngrams:
         found = words.words(text)
         starts, ends, ngrams = [], [], []
         for n, values in words.runs(found.values, max(self._lengths, default=0)):
+            if n == self.min_words and not self._begin_lookup.find(values)[0].size:
+                break  # as most texts do
             if n in self._lengths:
-                at, ngram = self._find(values)
+                at, ngram = self._lookup.find(values)
                 starts.append(found.starts[at])
                 ends.append(found.ends[at + n - 1])
                 ngrams.append(ngram)
@@ -59,7 +81,8 @@ class Ngrams:
 
     def without(self, left_out: np.ndarray) -> "Ngrams":
         """left_out: bool for each n-gram."""
-        return Ngrams(self.names, self.values[~left_out], self.lengths[~left_out], self.tasks[~left_out])
+        kept = (each[~left_out] for each in (self.values, self.begins, self.lengths, self.tasks))
+        return Ngrams(self.names, self.min_words, *kept)
 
     def by_task(self) -> dict[str, int]:
         """How many n-grams each task has that no task before it has."""
@@ -73,22 +96,12 @@ class Ngrams:
         return set(np.unique(self.lengths).tolist())
 
     @functools.cached_property
-    def _shift(self) -> np.uint64:
-        return np.uint64(64 - int(_SLOTS_PER_NGRAM * self.values.size).bit_length())
+    def _lookup(self) -> _Lookup:
+        return _Lookup(self.values)
 
     @functools.cached_property
-    def _slots(self) -> np.ndarray:
-        """Whether any n-gram begins with these bits."""
-        slots = np.zeros(1 << int(64 - self._shift), bool)
-        slots[self.values >> self._shift] = True
-        return slots
-
-    def _find(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(which of the values are n-grams, which n-grams)."""
-        perhaps = np.flatnonzero(self._slots[values >> self._shift])
-        at = np.minimum(np.searchsorted(self.values, values[perhaps]), self.values.size - 1)
-        same = self.values[at] == values[perhaps]
-        return perhaps[same], at[same]
+    def _begin_lookup(self) -> _Lookup:
+        return _Lookup(np.unique(self.begins))
 
 
 def read(against: tuple[str, ...], min_words: int, max_words: int) -> Ngrams:
@@ -98,15 +111,14 @@ def read(against: tuple[str, ...], min_words: int, max_words: int) -> Ngrams:
     """
     inputs = Inputs(against, "--against")
     names = tuple(dict.fromkeys(file.source for file in inputs.files))
-    chunks = [(names.index(source), n, found) for source, texts in _chunks(inputs) for n, found in _taken(texts, min_words, max_words)]
-    values = np.concatenate([np.empty(0, np.uint64), *(found for _, _, found in chunks)])
-    if not values.size:
+    found = [(names.index(source), *taken) for source, texts in _chunks(inputs) for taken in _taken(texts, min_words, max_words)]
+    if not any(values.size for _, _, values, _ in found):
         cure = f"files with longer texts, or a --min_words below {min_words}"
         raise DataError(f"no text there has {min_words} words", ",".join(against), cure)
-    sizes = [found.size for _, _, found in chunks]
-    tasks, lengths = (np.repeat(np.array([chunk[at] for chunk in chunks], np.uint16), sizes) for at in (0, 1))
+    tasks, lengths = (np.repeat(np.array([one[at] for one in found], np.uint16), [one[2].size for one in found]) for at in (0, 1))
+    values, begins = (np.concatenate([one[at] for one in found]) for at in (2, 3))
     values, first = np.unique(values, return_index=True)
-    return Ngrams(names, values, lengths[first], tasks[first])
+    return Ngrams(names, min_words, values, begins[first], lengths[first], tasks[first])
 
 
 def _chunks(inputs: Inputs) -> Iterator[tuple[str, list[str]]]:
@@ -139,13 +151,18 @@ def _texts(record: Record) -> Iterator[str]:
             todo += [inner for key, inner in value.items() if key != "id" and not key.endswith("_id")]
 
 
-def _taken(texts: list[str], min_words: int, max_words: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(n, values of n-grams) of all these texts, taken apart together: small ones would cost more one by one."""
+def _taken(texts: list[str], min_words: int, max_words: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(n, values of n-grams, values of their beginnings) of all these texts, taken apart together: small ones would cost more alone."""
     found = words.words("\n".join(texts))
     owners = np.searchsorted(np.cumsum([len(text) + 1 for text in texts]), found.starts, side="right")
     sizes = np.bincount(owners, minlength=len(texts))
     for n, values in words.runs(found.values, max_words):
+        if n == min_words:
+            begins = values
         if n >= min_words:
             owner = owners[: values.size]
             inside = owner == owners[n - 1 :]
-            yield n, np.unique(values[inside if n == max_words else inside & (sizes[owner] == n)])
+            if n < max_words:
+                inside &= sizes[owner] == n
+            taken, first = np.unique(values[inside], return_index=True)
+            yield n, taken, begins[: values.size][inside][first]
