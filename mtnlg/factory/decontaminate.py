@@ -1,4 +1,4 @@
-"""Removes the texts of evaluation tasks from a corpus (MT-NLG, arXiv 2201.11990, section 3.2, after GPT-3, arXiv 2005.14165, appendix C).
+"""Removes the texts of evaluation tasks from a corpus (MT-NLG, arXiv 2201.11990, section 3, after GPT-3, arXiv 2005.14165, appendix C).
 
 Twice over the corpus: first to count how often each n-gram of the tasks occurs, for those that occur often are language and no leak;
 then to remove the others with what stands around them.
@@ -65,6 +65,8 @@ class Decontaminate:
             raise ConfigError("there is nothing to compare with", "--against", "--against=FILE.jsonl,... with the evaluation tasks")
         if not 1 <= self.min_words <= self.max_words:
             raise ConfigError(f"min_words {self.min_words} and max_words {self.max_words}", "--min_words", "1 <= min_words <= max_words")
+        if self.surround_chars < 0:
+            raise ConfigError(f"surround_chars {self.surround_chars}", "--surround_chars", "0 or more characters")
         return ngrams.read(self.against, self.min_words, self.max_words)
 
     def _rare(self, table: Ngrams, path: pathlib.Path) -> Ngrams:
@@ -114,7 +116,7 @@ class _Step:
             return [document]
         self._count(matches, tally)
         pieces = self._pieces(document, matches, tally)
-        kept = [piece for piece in pieces if len(piece) >= self._options.min_chars]
+        kept = [piece for piece in pieces if len(piece) >= max(self._options.min_chars, 1)]
         tally.count("pieces", "kept", len(kept))
         tally.count("pieces", "too short", sum(map(bool, pieces)) - len(kept))
         if not kept:

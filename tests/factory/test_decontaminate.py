@@ -189,6 +189,8 @@ def test_tasks_that_cannot_be_read_are_an_error(corpus, tmp_path):
         decontaminate(path, corpus([{"question": PASSAGES[1]}], "task.jsonl"), tmp_path / "out")
     with pytest.raises(ConfigError, match="1 <= min_words <= max_words"):
         decontaminate(path, corpus(TASK, "task.jsonl"), tmp_path / "out", min_words=14)
+    with pytest.raises(ConfigError, match="--surround_chars"):
+        decontaminate(path, corpus(TASK, "task.jsonl"), tmp_path / "out", surround_chars=-1)
 
 
 def test_hostile_documents_are_set_aside_once(corpus, tmp_path):
