@@ -43,6 +43,7 @@ HOMES = {
     "tensorboardX": {"run"},
     "zstandard": {"corpus", "factory"},
     "ftfy": {"factory"},
+    "datatrove": {"factory"},
 }
 NO_JAX = tuple(f"core.{name}" for name in ("schema", "config", "errors", "validate", "files", "lock", "extras"))
 NO_JAX += ("data", "corpus", "factory", "run", "launch", "cli")

@@ -1,6 +1,5 @@
 """Repairs text, and leaves out what is too short to be one (MT-NLG, arXiv 2201.11990, section 3: ftfy, lengths, "javascript")."""
 
-import functools
 import re
 from dataclasses import dataclass
 
@@ -24,7 +23,10 @@ class Clean:
     javascript_chars: int = key(256, "texts with the word javascript that are shorter than this are left out")
 
     def run(self, inputs: tuple[str, ...], output, machine: Machine) -> Tally:
-        return stage.run(output, "clean", self, Inputs(inputs), functools.partial(_Step, self), machine)
+        return stage.run(output, "clean", self, Inputs(inputs), self.step, machine)
+
+    def step(self) -> stage.Step:
+        return _Step(self)
 
 
 class _Step:

@@ -50,8 +50,8 @@ class Journal:
         self.path, self._what = path, json.loads(json.dumps(what))  # as it will be read
         files.make_folder(path)
         self.is_done = (path / DONE).exists()
-        lines = [what, *read(path)["parts"]] if self.is_done else self._lines()
-        held = {key: read(path)[key] for key in what} if self.is_done else (lines[0] if lines else what)
+        lines = [self._what, *read(path)["parts"]] if self.is_done else self._lines()
+        held = read(path) if self.is_done else (lines[0] if lines else self._what)
         self._require_same(held)
         self.parts = lines[1:]
         if self.is_done:

@@ -35,11 +35,12 @@ class InputFile:
 class Inputs:
     """The records of JSONL files, of folders of them, and of folders that earlier stages wrote, in the order in which they are named.
 
-    Raises MissingInput (no such path), ConfigError (another kind of file), DataError (an unfinished stage, a folder without files).
+    option: by which the paths were given. Raises MissingInput (no such path), ConfigError (another kind of file), DataError (an
+    unfinished stage, a folder without files).
     """
 
-    def __init__(self, paths: tuple[str, ...]):
-        self.paths = paths
+    def __init__(self, paths: tuple[str, ...], option: str = "--input"):
+        self.paths, self._option = paths, option
         by_path = dict(zip(paths, split.names(paths), strict=True))
         self._files_of = {path: self._found(path, name) for path, name in by_path.items()}
         self.files = [file for files in self._files_of.values() for file in files]
@@ -66,10 +67,10 @@ class Inputs:
     def _found(self, path: str, name: str) -> list[InputFile]:
         root = pathlib.Path(path)
         if not root.exists():
-            raise MissingInput(f"there is no file or folder {path!r}", "--input", "a path that exists")
+            raise MissingInput(f"there is no file or folder {path!r}", self._option, "a path that exists")
         if root.is_file():
             if not root.name.endswith(SUFFIXES):
-                raise ConfigError(f"{path!r} is no JSONL", "--input", f"one of {', '.join(SUFFIXES)}, made by mtnlg data extract")
+                raise ConfigError(f"{path!r} is no JSONL", self._option, f"one of {', '.join(SUFFIXES)}, made by mtnlg data extract")
             return [InputFile(name, name, root)]
         folder.require_ended(root)
         found = list(sources.walk(root, lambda name: name.endswith(SUFFIXES) and name not in (folder.QUARANTINE, folder.JOURNAL)))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from mtnlg.core import files, lock
-from mtnlg.core.errors import CannotWrite
+from mtnlg.core.errors import CannotWrite, DataError
 from mtnlg.factory import folder, workers
 from mtnlg.factory.documents import Record
 from mtnlg.factory.folder import Journal
@@ -22,6 +22,7 @@ from mtnlg.factory.tally import Tally
 
 BATCH_BYTES = 1_000_000  # of records
 PART_BYTES = 64_000_000  # of records: what a kill may cost
+MAX_FAILED = 100  # of a part, and the half of its records: what fails more often is at fault itself
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,8 @@ class _Part:
         self._tally.add(result.tally)
 
     def close(self, journal: Journal, place: Place) -> Tally:
+        before = journal.parts[-1]["place"][-1] if journal.parts else 0
+        _require_working(self._tally, place.number - before, self._path)
         with files.writing(self._path, self._size):
             files.sync(self._file)
             self._file.close()
@@ -147,6 +150,14 @@ class _Part:
     def discard(self) -> None:
         self._file.close()
         files.draft(self._path).unlink()
+
+
+def _require_working(tally: Tally, num_records: int, path: pathlib.Path) -> None:
+    """Raises DataError when a step fails so often that the fault cannot lie with the documents. The part is then made again."""
+    if tally.num_failed > max(MAX_FAILED, num_records / 2):
+        reason, _ = tally.counts["unreadable"].most_common(1)[0]
+        what = f"a stage that fails over {tally.num_failed} of {num_records} records, most often {reason}"
+        raise DataError(what, str(path), "the same command again when that line of code is mended: it goes on here")
 
 
 def _write_quarantine(path: pathlib.Path, total: Tally) -> None:

@@ -16,6 +16,7 @@ class Entry:
 
 STAGES = {
     "clean": Entry("clean", "Clean", "repair encodings and white space, leave out what is too short"),
+    "decontaminate": Entry("decontaminate", "Decontaminate", "remove what evaluation tasks have too"),
 }
 
 

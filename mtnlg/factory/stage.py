@@ -1,8 +1,10 @@
 """A stage that makes documents of documents: what a step says of each is written, counted and, a little of it, kept to be looked at."""
 
+import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from mtnlg.core.errors import MtnlgError
@@ -10,7 +12,7 @@ from mtnlg.factory import documents, passes
 from mtnlg.factory.documents import Drop, Record, Unreadable
 from mtnlg.factory.inputs import Inputs
 from mtnlg.factory.passes import Batch, Machine, Result
-from mtnlg.factory.tally import Tally
+from mtnlg.factory.tally import FAILED, Tally
 
 SUFFIX = ".jsonl.zst"
 
@@ -35,31 +37,39 @@ class DocumentWork:
         self._step = self._step or self._make_step()
         tally, lines = Tally(), []
         for record in batch.records:
-            try:
-                lines += self._lines(record, tally)
-            except Unreadable as error:
-                tally.set_aside(record.where, str(error), _begins(record.content))
-            except MtnlgError:
-                raise
-            except Exception as error:  # a hostile document; the others shall not suffer
-                tally.set_aside(record.where, f"failed: {type(error).__name__}", _begins(record.content))
+            with setting_aside(tally, record.where, record.content):
+                lines += [documents.line(one) for one in apply(self._step, self._parse(record), tally)]
         return Result(zstandard.compress(b"".join(lines), 3) if lines else b"", tally)
 
-    def _lines(self, record: Record, tally: Tally) -> list[bytes]:
-        document = self._parse(record)
-        source, size = document["source"], len(document["text"].encode())
-        tally.count("documents read", source)
-        tally.count("bytes read", source, size)
-        made = self._step(document, tally)
-        if isinstance(made, Drop):
-            tally.count("dropped", made.reason)
-            tally.sample(f"dropped, {made.reason}", {"id": document["id"], "text": documents.shown(document["text"])})
-            return []
-        for one in made:
-            tally.count("documents written", source)
-            tally.count("bytes written", source, len(one["text"].encode()))
-            tally.count("length", _power_of_two(len(one["text"])))
-        return [documents.line(one) for one in made]
+
+@contextlib.contextmanager
+def setting_aside(tally: Tally, where: str, content: bytes) -> Iterator[None]:
+    """Around the work on one record: if it fails, this one is set aside and the others do not suffer. Raises MtnlgError only."""
+    try:
+        yield
+    except Unreadable as error:
+        tally.set_aside(where, str(error), _begins(content))
+    except MtnlgError:
+        raise
+    except Exception as error:
+        tally.set_aside(where, f"{FAILED}{type(error).__name__} in {_place(error)}", _begins(content))
+
+
+def apply(step: Step, document: dict, tally: Tally) -> list[dict]:
+    """The documents that a step makes of one, counted. Raises what the step raises."""
+    source, size = document["source"], len(document["text"].encode())
+    tally.count("documents read", source)
+    tally.count("bytes read", source, size)
+    made = step(document, tally)
+    if isinstance(made, Drop):
+        tally.count("dropped", made.reason)
+        tally.sample(f"dropped, {made.reason}", {"id": document["id"], "text": documents.shown(document["text"])})
+        return []
+    for one in made:
+        tally.count("documents written", source)
+        tally.count("bytes written", source, len(one["text"].encode()))
+        tally.count("length", _power_of_two(len(one["text"])))
+    return made
 
 
 def run(path, stage: str, options, inputs: Inputs, make_step: Callable[[], Step], machine: Machine) -> Tally:
@@ -70,6 +80,12 @@ def run(path, stage: str, options, inputs: Inputs, make_step: Callable[[], Step]
 
 def _begins(content: bytes) -> str:
     return documents.shown(content[: 4 * documents.SHOWN_CHARS].decode(errors="backslashreplace"))
+
+
+def _place(error: Exception) -> str:
+    """The line of code that raised."""
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    return f"{pathlib.Path(frame.f_code.co_filename).name}:{line}"
 
 
 def _power_of_two(length: int) -> str:

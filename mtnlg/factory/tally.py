@@ -5,6 +5,7 @@ from collections import Counter
 MAX_SAMPLES = 5  # of each kind
 MAX_QUARANTINED = 1000  # of a part, named one by one; all are counted
 MAX_KEYS = 20_000  # of a table: beyond, the rarest are forgotten
+FAILED = "failed: "  # how the reason begins of what a step could not digest
 
 
 class Tally:
@@ -33,6 +34,11 @@ class Tally:
         self.count("unreadable", reason)
         if len(self.quarantine) < MAX_QUARANTINED:
             self.quarantine.append({"where": where, "reason": reason, "begins": begins})
+
+    @property
+    def num_failed(self) -> int:
+        """Records over which a step failed; others that were set aside could not be read."""
+        return sum(number for reason, number in self.counts.get("unreadable", {}).items() if reason.startswith(FAILED))
 
     def add(self, other: "Tally") -> None:
         for table, keys in other.counts.items():

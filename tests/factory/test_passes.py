@@ -1,7 +1,9 @@
 """The bytes a stage writes depend on neither workers nor kills; what cannot be read is set aside and harms nobody."""
 
+import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +13,10 @@ import pytest
 from corpora import content, read, run
 
 from mtnlg.core.errors import CannotWrite, ConfigError, DataError, MissingInput
+from mtnlg.factory import stage
+from mtnlg.factory.clean import Clean
+from mtnlg.factory.inputs import Inputs
+from mtnlg.factory.passes import Machine
 
 DOCUMENTS = [{"id": str(n), "text": f"Document {n} says  what it\u00a0has to say. " * (1 + n % 7)} for n in range(300)]
 
@@ -181,3 +187,27 @@ def _alive(pid: int) -> bool:
         return "Z" not in open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0]
     except FileNotFoundError:
         return False
+
+
+class Faulty:
+    def __call__(self, document, tally):
+        return [document | {"length": document["length"] + 1}] if int(document["id"]) % self.every == 0 else [document]
+
+
+@pytest.mark.parametrize("num_records, every, ends", [(300, 1, False), (300, 2, True), (99, 1, True)])
+def test_a_step_that_mostly_fails_is_at_fault_itself(corpus, tmp_path, num_records, every, ends):
+    """A fault of the code is told with its line, and does not pass for so many bad documents."""
+    step = Faulty()
+    step.every = every
+    go = functools.partial(
+        stage.run, tmp_path / "out", "faulty", Clean(), Inputs((corpus(DOCUMENTS[:num_records]),)), machine=Machine(progress=False)
+    )
+    if ends:
+        reason = next(iter(go(make_step=lambda: step).counts["unreadable"]))
+        assert re.fullmatch(r"failed: KeyError in test_passes.py:\d+", reason)
+    else:
+        with pytest.raises(DataError, match=r"fails over 300 of 300 records, most often failed: KeyError in test_passes.py:\d+"):
+            go(make_step=lambda: step)
+        step.every = 1000  # mended
+        go(make_step=lambda: step)
+        assert [d["id"] for d in read(tmp_path / "out")] == [str(n) for n in range(1, 300)]
