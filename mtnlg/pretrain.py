@@ -6,7 +6,6 @@ import os
 import pathlib
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from typing import NamedTuple, TextIO
 
@@ -21,7 +20,9 @@ from mtnlg.core import files, schema
 from mtnlg.core.errors import ConfigError, DataError
 from mtnlg.corpus import build, manifest
 from mtnlg.corpus.manifest import Prepared
+from mtnlg.data import edits, epochs
 from mtnlg.data import tokenizer as tokenizers
+from mtnlg.data.edits import EditedBlend
 from mtnlg.data.loader import Heldout, Loader, Prefetcher
 from mtnlg.data.store import Store
 from mtnlg.infer.engine import Engine
@@ -29,6 +30,7 @@ from mtnlg.model import count
 from mtnlg.parallel import arrangement, processes, timetable
 from mtnlg.parallel import mesh as meshes
 from mtnlg.run import curves, environment
+from mtnlg.run.clock import StepClock
 from mtnlg.run.folder import RunFolder, change_table
 from mtnlg.run.metrics import Metrics
 from mtnlg.run.metrics import read as read_metrics
@@ -121,6 +123,7 @@ class Run:
             self.progress = progress = stack.enter_context(Progress(last, position.step, config.log.every_steps, screen))
             signals = stack.enter_context(StopSignals(STOPS))
             progress.note(self.headline(position))
+            progress.note(self.epochs_line(position))
             with self.batches(position) as batches:
                 program = steps.make(config, self.mesh)
                 hooks = {
@@ -139,6 +142,7 @@ class Run:
                 heldout = self.evaluate(state, position, None)
                 written = self.write_samples(state, position)
             self.checkpoints.wait()
+            progress.note(self.epochs_line(position))
             progress.note(f"{'finished' if finished else 'stopped, to be continued'} at step {position.step}, saved in {self.path}")
         if finished:
             processes.by_first(self.draw_curves)
@@ -194,8 +198,10 @@ class Run:
         )
 
     def restore(self) -> tuple[State, Position]:
-        """The newest good checkpoint of this run, else the weights of init.from, else fresh ones."""
+        """The newest good checkpoint of this run, else the weights of init.from, else fresh ones; and `self.blend` as it goes on."""
         config, found = self.config, self.checkpoints.newest_good()
+        meta = checkpoint.meta(found) if found else {"samples": 0}
+        self.blend = self.blend_from(meta, str(found))
         if found is None and config.init.from_ is not None:
             source = checkpoint.find(config.init.from_)
             checkpoint.require_good(source)
@@ -204,10 +210,28 @@ class Run:
         if found is None:
             return states.make(config, self.mesh), Position()
         self.require_same_tokenizer(found)
-        abstract, meta = states.abstract_canonical(config, self.mesh), checkpoint.meta(found)
+        abstract = states.abstract_canonical(config, self.mesh)
         stored = State(*(checkpoint.load(found, part, getattr(abstract, part), config) for part in State._fields))
         state = arrangement.arranged(config, self.mesh, stored)
         return state, Position(*(meta[field] for field in Position._fields))
+
+    def blend_from(self, meta: dict, where: str) -> EditedBlend:
+        """The blend of a checkpoint (of none: {'samples': 0}) from its sample on: with other weights in the config, one edit more."""
+        names, data = [source.name for source in self.prepared.sources], self.config.data
+        by_tokens = tuple(source.train.num_tokens for source in self.prepared.sources)
+        recorded = edits.from_json(meta["blend"], names, where) if "blend" in meta else ()
+        return EditedBlend(edits.go_on(recorded, meta["samples"], data.weights or by_tokens, data.order))
+
+    def epochs(self, samples: int) -> dict[str, float]:
+        """How often the text of each source has been read, by tokens, when so many samples are consumed."""
+        sources = {source.name: source.train.num_tokens for source in self.prepared.sources}
+        readings = epochs.of_run([*sources], [*sources.values()], self.blend, samples, self.config.model.seq_len)
+        return {one.name: one.epochs for one in readings}
+
+    def epochs_line(self, position: Position) -> str:
+        now, last = self.epochs(position.samples), self.epochs(schedule.final_position(self.config).samples)
+        edited = [f"; other weights from sample {edit.first} on" for edit in self.blend.edits[1:]]
+        return f"epochs: {', '.join(f'{name} {now[name]:.2f} of {last[name]:.2f}' for name in now)}{''.join(edited)}"
 
     def require_same_tokenizer(self, step_dir: pathlib.Path) -> None:
         if checkpoint.meta(step_dir)["tokenizer_sha256"] != self.tokenizer.sha256:
@@ -231,7 +255,7 @@ class Run:
         stores = [Store(source.train.prefix, vocab_size=model.vocab_size) for source in self.prepared.sources]
         loader = Loader(
             stores,
-            config.data.weights,
+            self.blend,
             seq_len=model.seq_len,
             seed=config.seed,
             order=config.data.order,
@@ -312,7 +336,8 @@ class Run:
         whole = evaluate.Heldout(sum(h.nats for h in found.values()), sum(h.num_tokens for h in found.values()))
         values = {"heldout_loss": whole.loss} | ({f"heldout_loss/{name}": h.loss for name, h in found.items()} if len(found) > 1 else {})
         if not self.is_recorded("metrics", position, "heldout_loss"):
-            self.metrics.write(step=position.step, tokens=position.tokens, **values)
+            epochs_read = {f"epochs/{name}": value for name, value in self.epochs(position.samples).items()}
+            self.metrics.write(step=position.step, tokens=position.tokens, **values, **epochs_read)
         self.progress.note(f"step {position.step}: held-out loss {', '.join(f'{value:.4f}' for value in values.values())} nats per token")
         return found
 
@@ -353,6 +378,7 @@ class Run:
 
     def save(self, state: State, position: Position) -> None:
         meta = position._asdict() | {"config": configs.to_nested(self.config), "tokenizer_sha256": self.tokenizer.sha256}
+        meta["blend"] = edits.to_json(self.blend.edits, [source.name for source in self.prepared.sources])
         stored = arrangement.canonical(self.config, self.mesh, state)
         self.checkpoints.save(position.step, stored.params, stored.optimizer, meta)
 
@@ -360,30 +386,3 @@ class Run:
 def bits_per_byte(heldout: evaluate.Heldout, num_bytes: int, vocab_size: int, num_texts: int = 1) -> float:
     """Bits per byte of the original text; the first token of each text, which has no context, is charged log(vocab_size)."""
     return (heldout.nats + num_texts * math.log(vocab_size)) / math.log(2) / num_bytes
-
-
-class StepClock:
-    """Tokens per second between steps, without the time spent beside them. The first step, which compiles, does not count."""
-
-    def __init__(self):
-        self._last: tuple[float, int] | None = None
-        self._pause = 0.0
-        self.rates: list[float] = []
-
-    def step_done(self, tokens: int) -> None:
-        """A step has ended, with so many tokens consumed since the run began."""
-        now = time.perf_counter()
-        if self._last is not None:
-            before, tokens_before = self._last
-            self.rates.append((tokens - tokens_before) / max(now - before - self._pause, 1e-9))
-        self._last, self._pause = (now, tokens), 0.0
-
-    def median_rate(self, num_steps: int | None = None) -> float:
-        """Tokens per second of the median of the last steps (all: None); NaN before the second step."""
-        return float(np.median(self.rates[-num_steps if num_steps else None :])) if self.rates else math.nan
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._pause += time.perf_counter() - start

@@ -5,13 +5,28 @@ even by SIGKILL, goes on when its command is given again, and writes the same by
 """
 
 import argparse
-import dataclasses
+import functools
+import importlib
 import os
-import types
-import typing
+import pathlib
+from typing import NamedTuple
 
+from mtnlg.core.errors import ConfigError
 from mtnlg.factory import registry
 from mtnlg.factory.passes import Machine
+
+
+class Command(NamedTuple):
+    """What is no stage: a module here with main(arguments)."""
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "build": Command("data_build", "a whole graph of stages, as configs/data/demo.py writes it down"),
+    "blend": Command("data_blend", "how often a run with these weights reads each source"),
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -19,51 +34,73 @@ def main(arguments: list[str]) -> int:
         print(_overview())
         return 0
     name, *rest = arguments
+    if name in COMMANDS:
+        return importlib.import_module(f"mtnlg.cli.{COMMANDS[name].module}").main(rest) or 0
+    if name not in registry.STAGES:
+        known = [*registry.STAGES, *COMMANDS]
+        raise ConfigError(f"there is no stage or command {name!r}", "python -m mtnlg data", registry.nearest(name, known))
+    return _run_stage(name, rest)
+
+
+def _run_stage(name: str, arguments: list[str]) -> int:
+    from mtnlg.factory.summary import Ended, text
+
     cls = registry.options_of(name)
-    found = _parser(name, cls).parse_args(rest)
-    stage = cls(**{field.name: getattr(found, field.name) for field in dataclasses.fields(cls)})
-    tally = stage.run(found.input, found.output, Machine(num_workers=found.workers))
-    print(tally.as_json())
+    found = _parser(name, cls).parse_args(arguments)
+    stage = registry.make(name, {option: getattr(found, field.name) for option, field in registry.fields_of(name).items()})
+    stage.run(found.input, found.output, Machine(num_workers=found.workers))
+    path = pathlib.Path(found.output)
+    ended = Ended.load(path, path.resolve().name, found.input)
+    print(text(ended))
+    if found.report:
+        from mtnlg.factory.report import page
+
+        page.write(found.report, ended.name, [ended])
+        print(f"  report     {found.report}")
     return 0
 
 
 def _overview() -> str:
-    stages = "\n".join(f"  {name:12}  {entry.help}" for name, entry in registry.STAGES.items())
-    return f"""usage: mtnlg data STAGE --input=PATH,... --output=FOLDER [--report=FILE.html] [--workers=N] [options of the stage]
+    stages = "\n".join(f"  {name:15}  {entry.help}" for name, entry in registry.STAGES.items())
+    commands = "\n".join(f"  {name:15}  {command.help}" for name, command in COMMANDS.items())
+    return f"""usage: python -m mtnlg data STAGE --input=PATH,... --output=FOLDER [--report=FILE.html] [--workers=N] [options of the stage]
+       python -m mtnlg data COMMAND ...
 
 {__doc__}
+Stages:
 {stages}
 
-`mtnlg data STAGE --help` tells a stage's options."""
+Commands:
+{commands}
+
+`python -m mtnlg data STAGE --help` tells a stage's options."""
 
 
 def _parser(name: str, cls: type) -> argparse.ArgumentParser:
     from mtnlg.cli.main import Parser
 
-    parser = Parser(prog=f"mtnlg data {name}", description=cls.__doc__, allow_abbrev=False)
+    parser = Parser(prog=f"python -m mtnlg data {name}", description=cls.__doc__, allow_abbrev=False)
     parser.add_argument("--input", metavar="PATH,...", type=_paths, required=True, help="files and folders of JSONL, in this order")
     parser.add_argument("--output", metavar="FOLDER", required=True, help="where the stage writes; an unfinished one goes on there")
-    parser.add_argument("--workers", metavar="N", type=int, default=os.cpu_count(), help="processes (default: one for each core)")
-    for field in dataclasses.fields(cls):
-        reader, meaning = _reader(typing.get_type_hints(cls)[field.name]), f"{field.metadata['help']} (default: {field.default})"
-        parser.add_argument(f"--{field.name}", metavar="X", type=reader, default=field.default, help=meaning)
+    add_workers(parser)
+    parser.add_argument("--report", metavar="FILE.html", help="a page about what was kept, what was left out and why")
+    for option, field in registry.fields_of(name).items():
+        default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+        meaning = f"{field.metadata['help']} (default: {default})".replace("%", "%%")
+        read = functools.partial(registry.value, name, option)
+        parser.add_argument(f"--{option}", dest=field.name, metavar="X", type=read, default=field.default, help=meaning)
     return parser
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", metavar="N", type=_count, default=os.cpu_count(), help="processes (default: one for each core)")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes")
+    return int(text)
 
 
 def _paths(text: str) -> tuple[str, ...]:
     return tuple(part for part in text.split(",") if part)
-
-
-def _reader(kind):
-    """From the text of an option to its value."""
-    if isinstance(kind, types.UnionType):
-        kind = next(one for one in typing.get_args(kind) if one is not type(None))
-    if typing.get_origin(kind) is tuple:
-        return _paths
-    return _truth if kind is bool else kind
-
-
-def _truth(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return text == "true"

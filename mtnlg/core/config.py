@@ -128,16 +128,28 @@ def load(path_and_arg: str) -> dict:
 
 
 def _run(file: pathlib.Path, arg: str) -> dict:
+    config = run_file(file, "get_config", arg, "python -m mtnlg config --help lists every key")
+    if not hasattr(config, "to_dict"):
+        raise ConfigError(f"get_config() gave {config!r}, not a config", str(file), "`return config` at its end")
+    return config.to_dict()
+
+
+def run_file(file: pathlib.Path, function: str, arg: str, cure: str):
+    """What FUNCTION() of a config file, or FUNCTION(arg), returns. The file is Python, and it runs.
+
+    Raises ConfigError, with file and line, for whatever goes wrong in it.
+    """
     spec = importlib.util.spec_from_file_location(f"mtnlg_config_{file.stem}", file)
     if spec is None:
         raise ConfigError("a config is a .py or a .json file", str(file))
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        takes_arg = bool(inspect.signature(module.get_config).parameters)
+        get = getattr(module, function)
+        takes_arg = bool(inspect.signature(get).parameters)
         if arg and not takes_arg:
             raise ConfigError(f"this config takes no argument, so {arg!r} means nothing", str(file), f"--config={file}")
-        config = module.get_config(arg) if takes_arg and arg else module.get_config()
+        return get(arg) if takes_arg and arg else get()
     except ConfigError:
         raise
     except Exception as error:
@@ -145,10 +157,7 @@ def _run(file: pathlib.Path, arg: str) -> dict:
         if isinstance(error, SyntaxError) and error.filename == spec.origin:
             lines.append(error.lineno)
         where = f"{file}:{lines[-1]}" if lines else str(file)
-        raise ConfigError(f"{type(error).__name__}: {_brief(error)}", where, "python -m mtnlg config --help lists every key") from error
-    if not hasattr(config, "to_dict"):
-        raise ConfigError(f"get_config() gave {config!r}, not a config", str(file), "`return config` at its end")
-    return config.to_dict()
+        raise ConfigError(f"{type(error).__name__}: {_brief(error)}", where, cure) from error
 
 
 def _brief(error: Exception) -> str:
@@ -259,6 +268,14 @@ def parse(name: str, text: str):
     """The value that `--config.NAME=TEXT` means. Raises ConfigError naming key, value and type."""
     require_known(name)
     annotation = schema.leaves()[name].type
+    try:
+        return from_text(annotation, text)
+    except ValueError:
+        raise ConfigError(f"{name}={text!r} is not a {type_name(annotation)}", f"--config.{name}", _example(name)) from None
+
+
+def from_text(annotation, text: str):
+    """What a text means as a value of this type: none, true and false as words, a list with commas. Raises ValueError."""
     base = _base_type(annotation)
     if isinstance(annotation, types.UnionType) and text.lower() in ("none", ""):
         return None
@@ -275,8 +292,8 @@ def parse(name: str, text: str):
         if base is tuple:
             item, literal = typing.get_args(annotation)[0], _literal(text)
             return tuple(map(item, literal if _is_list_of(item, literal) else filter(None, text.split(","))))
-    except (ValueError, KeyError, SyntaxError, TypeError, OverflowError):
-        raise ConfigError(f"{name}={text!r} is not a {type_name(annotation)}", f"--config.{name}", _example(name)) from None
+    except (KeyError, SyntaxError, TypeError, OverflowError) as error:
+        raise ValueError(f"{text!r} is not a {type_name(annotation)}") from error
     return text
 
 
@@ -299,7 +316,14 @@ def _example(name: str) -> str:
 
 
 def _check_type(name: str, value, annotation):
-    """The value, with lists as tuples and whole numbers as floats where a float is meant; or ConfigError."""
+    try:
+        return as_type(annotation, value)
+    except ValueError:
+        raise ConfigError(f"{name}={value!r} is not a {type_name(annotation)}", name, _example(name)) from None
+
+
+def as_type(annotation, value):
+    """The value, with lists as tuples and whole numbers as floats where a float is meant. Raises ValueError when it is of another type."""
     base = _base_type(annotation)
     if value is None and isinstance(annotation, types.UnionType):
         return None
@@ -312,4 +336,4 @@ def _check_type(name: str, value, annotation):
             return tuple(map(item, value))
     elif isinstance(value, base) and not (base is int and isinstance(value, bool)):
         return value
-    raise ConfigError(f"{name}={value!r} is not a {type_name(annotation)}", name, _example(name))
+    raise ValueError(f"{value!r} is not a {type_name(annotation)}")

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from mtnlg.core.errors import DataError
-from mtnlg.data.blend import Blend
+from mtnlg.data.edits import EditedBlend
 from mtnlg.data.megatron_order import MegatronOrder
 from mtnlg.data.order import WindowOrder, derive
 from mtnlg.data.store import Store
@@ -17,18 +17,17 @@ from mtnlg.data.store import Store
 class Loader:
     """Training batches as a pure function of sample numbers: its only state is how many samples were consumed.
 
-    weights: the share of each store; () means by its tokens. num_samples: how many samples the run will ask for, which only
-    order='megatron' needs. reset_at_documents: positions and attention start again after each eod_id, which belongs to the
-    document it ends.
+    blend: which store each sample comes from. num_samples: how many samples the run will ask for, which only order='megatron' needs.
+    reset_at_documents: positions and attention start again after each eod_id, which belongs to the document it ends.
 
     Feistel orders have a key of their own for each store; Megatron gives each store the same seed, and so does order='megatron'.
-    Raises DataError when a store is shorter than one window or a weight is not positive.
+    Raises DataError when a store is shorter than one window.
     """
 
     def __init__(
         self,
         stores: list[Store],
-        weights: tuple[float, ...],
+        blend: EditedBlend,
         *,
         seq_len: int,
         seed: int,
@@ -37,13 +36,10 @@ class Loader:
         reset_at_documents: bool,
         eod_id: int,
     ):
-        if weights and len(weights) != len(stores):
-            raise DataError(f"{len(weights)} weights for {len(stores)} sources", "data.weights", "one weight for each source, or none")
-        self._stores, self._seq_len = stores, seq_len
+        self._stores, self._seq_len, self._blend = stores, seq_len, blend
         self._border = eod_id if reset_at_documents else None
-        self._blend = Blend(weights or [store.num_tokens for store in stores])
         self._orders = []
-        for number, (store, drawn) in enumerate(zip(stores, self._blend.drawn(num_samples).tolist(), strict=True)):
+        for number, (store, drawn) in enumerate(zip(stores, blend.drawn(num_samples).tolist(), strict=True)):
             if order == "megatron":
                 self._orders.append(MegatronOrder(store.document_starts, seq_len, seed, drawn, name=store.prefix))
             else:

@@ -17,10 +17,16 @@ JOURNAL = "journal.jsonl"
 QUARANTINE = "quarantine.jsonl"
 
 
+class OtherWritten(ConfigError):
+    """A folder holds what another stage has written, or the same one with other options or inputs."""
+
+
 def sha256(path) -> str | None:
-    """Of what an ended stage says it wrote there; None where no stage has ended."""
-    done = pathlib.Path(path) / DONE
-    return hashlib.sha256(done.read_bytes()).hexdigest() if done.is_file() else None
+    """Of what an ended stage says of itself and of what it wrote there, but for the time it took; None where no stage has ended."""
+    if not (pathlib.Path(path) / DONE).is_file():
+        return None
+    said = {key: value for key, value in read(pathlib.Path(path)).items() if key != "seconds"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def require_ended(path: pathlib.Path) -> None:
@@ -36,14 +42,13 @@ def read(path: pathlib.Path) -> dict:
         found = json.loads((path / DONE).read_bytes())
         return found | {"parts": [dict(part) for part in found["parts"]]}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"no stage has ended here: {error!r}", str(path / DONE), "a folder that mtnlg data wrote") from None
+        raise DataError(f"no stage has ended here: {error!r}", str(path / DONE), "a folder that python -m mtnlg data wrote") from None
 
 
 class Journal:
     """Of one stage in its folder. `parts`: what is known of every part that is whole, in order.
 
-    Raises ConfigError when another stage, or this one with other options or inputs, has written there; DataError, CannotWrite,
-    TemporaryFailure.
+    Raises OtherWritten, DataError, CannotWrite, TemporaryFailure.
     """
 
     def __init__(self, path: pathlib.Path, what: dict):
@@ -74,7 +79,7 @@ class Journal:
         differing = [key for key in self._what if held.get(key) != self._what[key]]
         if differing:
             shown = "; ".join(f"{key} {_short(held.get(key))} there, {_short(self._what[key])} now" for key in differing)
-            raise ConfigError(f"something else is written there: {shown}", str(self.path), f"another --output, or delete {self.path}")
+            raise OtherWritten(f"something else is written there: {shown}", str(self.path), f"another --output, or delete {self.path}")
 
     def _begin(self) -> None:
         files.write_atomic(self.path / JOURNAL, b"".join(map(line, [self._what, *self.parts])))
@@ -90,12 +95,17 @@ class Journal:
         self._file.sync()
         self.parts.append(part)
 
-    def end(self, found: dict) -> None:
-        """The stage has ended, and this is what it says of itself beside its parts."""
-        parts = [{key: part[key] for key in ("name", "sha256", "bytes")} for part in self.parts]
+    def end(self, parts: list[dict], found: dict) -> None:
+        """The stage has ended: these are its files, and this is what it says of itself beside."""
+        parts = [part(known["name"], known["sha256"], known["bytes"]) for known in parts]
         self._file.close()
         files.write_atomic(self.path / DONE, json.dumps(self._what | {"parts": parts} | found, indent=1, ensure_ascii=False) + "\n")
         os.unlink(self.path / JOURNAL)
+
+
+def part(name: str, sha256: str, num_bytes: int) -> dict:
+    """What is known of a file that a stage wrote."""
+    return {"name": name, "sha256": sha256, "bytes": num_bytes}
 
 
 def line(entry: dict) -> bytes:

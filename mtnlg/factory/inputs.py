@@ -70,7 +70,9 @@ class Inputs:
             raise MissingInput(f"there is no file or folder {path!r}", self._option, "a path that exists")
         if root.is_file():
             if not root.name.endswith(SUFFIXES):
-                raise ConfigError(f"{path!r} is no JSONL", self._option, f"one of {', '.join(SUFFIXES)}, made by mtnlg data extract")
+                raise ConfigError(
+                    f"{path!r} is no JSONL", self._option, f"one of {', '.join(SUFFIXES)}, made by python -m mtnlg data extract"
+                )
             return [InputFile(name, name, root)]
         folder.require_ended(root)
         found = list(sources.walk(root, lambda name: name.endswith(SUFFIXES) and name not in (folder.QUARANTINE, folder.JOURNAL)))

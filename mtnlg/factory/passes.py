@@ -54,11 +54,22 @@ class Machine:
             print(line, file=sys.stderr, flush=True)
 
 
-def run(path: pathlib.Path, what: dict, inputs: Inputs, work: Callable, suffix: str, machine: Machine) -> Tally:
+def run(
+    path: pathlib.Path,
+    what: dict,
+    inputs: Inputs,
+    work: Callable,
+    suffix: str,
+    machine: Machine,
+    prepare: Callable[[], Tally] = Tally,
+    finish: Callable[[list[dict]], list[dict]] = list,
+) -> Tally:
     """Writes what `work` makes of each Batch (a Result) into `path`, in parts named part-NNNNN`suffix`, and `stage.json` at the end.
 
     what: {'stage': name, 'options': {...}}, by which the folder is known, with the inputs. work: pickled once for each worker.
-    Raises what `Journal` and `work` raise; CannotWrite when another process writes there.
+    prepare: called before the first batch, each time that the stage starts; what it counts is added. finish: gets what is known of
+    the parts, which it may replace by other files, and gives back what is known of these, a `folder.part` each.
+    Raises what `Journal`, `work`, `prepare` and `finish` raise; CannotWrite when another process writes there.
     """
     files.make_folder(path)
     with lock.held(path / "lock", lambda owner: _busy(path, owner)):
@@ -66,15 +77,18 @@ def run(path: pathlib.Path, what: dict, inputs: Inputs, work: Callable, suffix: 
         if journal.is_done:
             machine.say(f"{path}: already there, used as it is")
             return Tally(**folder.read(path)["tally"])
-        return _go_on(journal, what["stage"], inputs, work, suffix, machine)
+        return _go_on(journal, what["stage"], inputs, work, suffix, machine, prepare, finish)
 
 
 def _busy(path: pathlib.Path, owner: str) -> None:
     raise CannotWrite(f"{owner} is writing there", str(path), "waiting for it, or another --output")
 
 
-def _go_on(journal: Journal, name: str, inputs: Inputs, work: Callable, suffix: str, machine: Machine) -> Tally:
-    start, total = time.monotonic(), Tally()
+def _go_on(
+    journal: Journal, name: str, inputs: Inputs, work: Callable, suffix: str, machine: Machine, prepare: Callable, finish: Callable
+) -> Tally:
+    start = time.monotonic() - sum(part["seconds"] for part in journal.parts)
+    total = prepare()
     for part in journal.parts:
         total.add(Tally(**part["tally"]))
     place = Place(*journal.parts[-1]["place"]) if journal.parts else Place()
@@ -96,7 +110,8 @@ def _go_on(journal: Journal, name: str, inputs: Inputs, work: Callable, suffix: 
     else:
         part.discard()
     _write_quarantine(journal.path, total)
-    journal.end({"records": place.number, "seconds": round(time.monotonic() - start, 1), "tally": total.as_json()})
+    found = {"records": place.number, "seconds": round(time.monotonic() - start, 1), "tally": total.as_json()}
+    journal.end(finish(journal.parts), found)
     return total
 
 
@@ -124,6 +139,7 @@ class _Part:
 
     def __init__(self, path: pathlib.Path):
         self._path, self._hash, self._size, self.num_read, self._tally = path, hashlib.sha256(), 0, 0, Tally()
+        self._start = time.monotonic()
         with files.writing(path):
             self._file = open(files.draft(path), "wb")  # noqa: SIM115 (closed in close and discard)
 
@@ -143,8 +159,8 @@ class _Part:
             self._file.close()
             os.replace(files.draft(self._path), self._path)
             files.sync_folder(self._path.parent)
-        known = {"name": self._path.name, "sha256": self._hash.hexdigest(), "bytes": self._size, "place": place}
-        journal.add(known | {"tally": self._tally.as_json()})
+        known = folder.part(self._path.name, self._hash.hexdigest(), self._size)
+        journal.add(known | {"place": place, "seconds": round(time.monotonic() - self._start, 3), "tally": self._tally.as_json()})
         return self._tally
 
     def discard(self) -> None:

@@ -1,10 +1,12 @@
 import concurrent.futures
+import io
 import itertools
 import json
 import random
 import re
 import subprocess
 import sys
+import time
 import tracemalloc
 
 import pytest
@@ -193,6 +195,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, tokenizer_path, monkeypa
 
 PREPARE_WHEN_TOLD = """
 import sys
+import time
 from mtnlg.corpus import build
 
 def told(*arguments):
@@ -207,22 +210,22 @@ build.prepare(config, out)
 """
 
 
-def test_the_second_of_two_waits_and_finds_everything_prepared(tmp_path, corpus, tokenizer_path, monkeypatch, capfd):
+def test_the_second_of_two_waits_and_finds_everything_prepared(tmp_path, corpus, tokenizer_path, monkeypatch):
     config = schema.Config(model=schema.Model(vocab_size=320), data=schema.Data(source=(str(corpus.lined),), tokenizer=tokenizer_path))
     command = [sys.executable, "-c", PREPARE_WHEN_TOLD, str(corpus.lined), tokenizer_path, str(tmp_path / "out")]
     monkeypatch.setattr(build, "_build", lambda *_: pytest.fail("prepared twice"))
+    monkeypatch.setattr(sys, "stderr", said := io.StringIO())  # capfd's file is cut while the other thread writes to it
     with (
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as first,
         concurrent.futures.ThreadPoolExecutor() as pool,
     ):
         assert first.stdout.readline() == "holds the lock\n"
-        second, said = pool.submit(prepare, config, tmp_path / "out"), ""
-        while f"out: waiting for {first.pid}@" not in said and not second.done():
-            said += capfd.readouterr().err
+        second = pool.submit(prepare, config, tmp_path / "out")
+        while f"out: waiting for {first.pid}@" not in said.getvalue() and not second.done():
+            time.sleep(0.01)
         first.communicate("\n", timeout=60)
         assert second.result(timeout=60).sources[0].train.num_tokens > 0
-    said += capfd.readouterr().err
-    assert re.search(r"waiting for \d+@\S+ since \S+, which prepares it\n.*out: already prepared", said)
+    assert re.search(r"waiting for \d+@\S+ since \S+, which prepares it\n.*out: already prepared", said.getvalue())
 
 
 def test_a_prepared_directory_is_used_without_its_lock(tmp_path, corpus, tokenizer_path):

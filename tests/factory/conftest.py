@@ -1,8 +1,12 @@
 """What the tests of stages read."""
 
 import json
+import sys
 
+import fakes
 import pytest
+
+from mtnlg.factory import registry
 
 
 @pytest.fixture
@@ -16,3 +20,11 @@ def corpus(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def fake_stages(monkeypatch):
+    """The stages `keep` and `words` of fakes.py, for as long as the test."""
+    monkeypatch.setattr(registry, "STAGES", dict(registry.STAGES))
+    monkeypatch.setitem(sys.modules, "mtnlg.factory.fakes", fakes)
+    fakes.register()

@@ -10,6 +10,7 @@ import pytest
 from mtnlg import pretrain
 from mtnlg.data.store import Store
 from mtnlg.model import count
+from mtnlg.run import clock as clocks
 from mtnlg.run import metrics
 from mtnlg.train import dry_run
 
@@ -112,8 +113,8 @@ def test_without_prompts_no_samples_are_named(run, resolve, tmp_path, capsys):
 def clock(monkeypatch):
     """A StepClock, and the time it reads in a list of one."""
     now = [100.0]
-    monkeypatch.setattr(pretrain.time, "perf_counter", lambda: now[0])
-    return pretrain.StepClock(), now
+    monkeypatch.setattr(clocks.time, "perf_counter", lambda: now[0])
+    return clocks.StepClock(), now
 
 
 def test_rate_is_the_median_without_the_first_step(clock):
