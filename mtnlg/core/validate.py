@@ -217,9 +217,9 @@ def _batch(config):
             near = max(round(value / max(whole, 1)), 1) * whole
             yield f"{name}={value} is no multiple of train.microbatch_size={size} x mesh.replica x mesh.data={shards}: take {near}"
         elif config.pipeline.schedule == "interleaved" and value // whole % max(mesh.pipe, 1):
-            near = max(round(value / whole / mesh.pipe), 1) * mesh.pipe * whole
+            near, number = max(round(value / whole / mesh.pipe), 1) * mesh.pipe * whole, value // whole
             yield (
-                f"{name}={value} makes {value // whole} microbatches, no multiple of mesh.pipe={mesh.pipe}, as "
+                f"{name}={value} makes {number} microbatch{'es' * (number > 1)}, no multiple of mesh.pipe={mesh.pipe}, as "
                 f"pipeline.schedule=interleaved needs: take {name}={near}, or pipeline.schedule=1f1b"
             )
     if train.compute_dtype == "float64" and train.param_dtype != "float64":

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
-from mtnlg.core import schema
+from mtnlg.core import schema, validate
 from mtnlg.core.errors import ConfigError
 from mtnlg.plan import text, timeline
 from mtnlg.plan.timeline import Timeline
@@ -33,10 +33,21 @@ def rows(config: schema.Config) -> list[Row]:
 
 
 def _step(config: schema.Config, name: str) -> Timeline | str:
+    other = _with_schedule(config, name)
+    if problems := validate.problems(other):
+        return problems[0]
     try:
-        return timeline.of(dataclasses.replace(config, pipeline=dataclasses.replace(config.pipeline, schedule=name)))
+        return timeline.of(other)
     except ConfigError as error:
         return error.what
+
+
+def _with_schedule(config: schema.Config, name: str) -> schema.Config:
+    """Without what only the config's own schedule takes."""
+    pipeline = config.pipeline
+    if name != pipeline.schedule:
+        pipeline = dataclasses.replace(pipeline, schedule=name, chunks=None, in_flight=None)
+    return dataclasses.replace(config, pipeline=pipeline)
 
 
 def table(config: schema.Config, found: list[Row]) -> str:

@@ -48,10 +48,15 @@ def test_a_schedule_that_cannot_be_has_its_reason():
     config = config_of(microbatches=6)
     lines = comparison.table(config, comparison.rows(config)).splitlines()
     (line,) = [line for line in lines if line.split()[:1] == ["interleaved"]]
-    assert line.split(maxsplit=1)[1] == "pipeline.schedule=interleaved needs a multiple of mesh.pipe=4 microbatches, and there are 6"
+    assert line.split(maxsplit=1)[1].startswith("train.batch_size=6 makes 6 microbatches, no multiple of mesh.pipe=4, as pipeline.sch")
     ramp = dataclasses.replace(config_of().train, ramp_start_size=4, ramp_increment=2, ramp_samples=8)
     (reason,) = [row.step for row in comparison.rows(dataclasses.replace(config_of(), train=ramp)) if isinstance(row.step, str)]
-    assert reason == "pipeline.schedule=interleaved needs a multiple of mesh.pipe=4 microbatches, and there are 6"
+    assert reason.startswith("train.ramp_increment=2 makes 2 microbatches")
+    few = dataclasses.replace(config_of(), model=dataclasses.replace(MODEL, num_layers=6))
+    reasons = {row.name: row.step for row in comparison.rows(few) if isinstance(row.step, str)}
+    assert reasons.keys() == {"interleaved", "zb_v"} and all(
+        "cannot fill mesh.pipe=4 stages of 2 chunks" in one for one in reasons.values()
+    )
     given = config_of(layers_per_stage=(1, 2, 3, 4))
     reasons = {row.name: row.step for row in comparison.rows(given) if isinstance(row.step, str)}
     assert reasons.keys() == {"interleaved", "zb_v"} and all("is not 8 numbers" in reason for reason in reasons.values())
