@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from mtnlg.cli import demo, keys
+from mtnlg.cli import data, demo, keys
 from mtnlg.cli import main as cli
 from mtnlg.core import config as configs
 from mtnlg.core import schema, validate
@@ -23,6 +23,7 @@ CHECKED = (*READMES, *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT
 LINKED = (*CHECKED, "CONTRIBUTING.md", "SECURITY.md", "LOG.md")
 
 SHELLS = ("bash", "sh")
+CONFIGURED = ("train", "config", "plan", "demo", "blend")  # verbs that need a config
 _FENCED = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`([^`]+)`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -88,12 +89,14 @@ def _problems_of_verb(words: list[str]) -> list[str]:
         return []
     if verb not in cli.VERBS:
         return [f"there is no verb {verb}"]
-    parser = cli.Parser(prog=verb, allow_abbrev=False, add_help=False)
-    parser.add_argument("--debug", action="store_true")
-    importlib.import_module(f"mtnlg.cli.{verb}").add_arguments(parser)
     if "--help" in arguments:
         return []
     try:
+        if verb == "data":
+            verb, *arguments = arguments
+            parser = data.parser(verb)
+        else:
+            parser = cli.parser_of(importlib.import_module(f"mtnlg.cli.{verb}"), verb)
         options, rest = parser.parse_known_args(arguments)
         _check_arguments(verb, options, rest)
     except MtnlgError as error:
@@ -112,7 +115,7 @@ def _check_arguments(verb: str, options: argparse.Namespace, rest: list[str]) ->
         if found:
             raise ConfigError(found[0])
         return
-    if not rest and (explained or verb == "generate"):
+    if not rest and (explained or verb not in CONFIGURED):
         return
     named = any(argument.startswith(f"{configs.PREFIX}=") for argument in rest)
     rest = [f"{configs.PREFIX}={demo.CONFIG}", *rest] if verb == "demo" and not named else rest

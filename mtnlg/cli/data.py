@@ -11,13 +11,14 @@ import os
 import pathlib
 from typing import NamedTuple
 
+from mtnlg.cli.main import Parser, parser_of
 from mtnlg.core.errors import ConfigError
 from mtnlg.factory import registry
 from mtnlg.factory.passes import Machine
 
 
 class Command(NamedTuple):
-    """What is no stage: a module here with main(arguments)."""
+    """What is no stage: a module here, as of a verb."""
 
     module: str
     help: str
@@ -34,19 +35,36 @@ def main(arguments: list[str]) -> int:
         print(_overview())
         return 0
     name, *rest = arguments
+    options, unknown = parser(name).parse_known_args(rest)
     if name in COMMANDS:
-        return importlib.import_module(f"mtnlg.cli.{COMMANDS[name].module}").main(rest) or 0
+        return _module(name).run(options, unknown) or 0
+    require_nothing(unknown)
+    return _run_stage(name, options)
+
+
+def parser(name: str) -> Parser:
+    """Of a stage or a command. Raises ConfigError."""
+    if name in COMMANDS:
+        return parser_of(_module(name), f"data {name}")
     if name not in registry.STAGES:
         known = [*registry.STAGES, *COMMANDS]
         raise ConfigError(f"there is no stage or command {name!r}", "python -m mtnlg data", registry.nearest(name, known))
-    return _run_stage(name, rest)
+    return _stage_parser(name)
 
 
-def _run_stage(name: str, arguments: list[str]) -> int:
+def require_nothing(rest: list[str]) -> None:
+    """Raises ConfigError for arguments that nobody knows."""
+    if rest:
+        raise ConfigError(f"unrecognized arguments: {' '.join(rest)}", "command line", "python -m mtnlg data --help")
+
+
+def _module(name: str):
+    return importlib.import_module(f"mtnlg.cli.{COMMANDS[name].module}")
+
+
+def _run_stage(name: str, found: argparse.Namespace) -> int:
     from mtnlg.factory.summary import Ended, text
 
-    cls = registry.options_of(name)
-    found = _parser(name, cls).parse_args(arguments)
     stage = registry.make(name, {option: getattr(found, field.name) for option, field in registry.fields_of(name).items()})
     stage.run(found.input, found.output, Machine(num_workers=found.workers))
     path = pathlib.Path(found.output)
@@ -76,10 +94,8 @@ Commands:
 `python -m mtnlg data STAGE --help` tells a stage's options."""
 
 
-def _parser(name: str, cls: type) -> argparse.ArgumentParser:
-    from mtnlg.cli.main import Parser
-
-    parser = Parser(prog=f"python -m mtnlg data {name}", description=cls.__doc__, allow_abbrev=False)
+def _stage_parser(name: str) -> Parser:
+    parser = Parser(prog=f"python -m mtnlg data {name}", description=registry.options_of(name).__doc__, allow_abbrev=False)
     parser.add_argument("--input", metavar="PATH,...", type=_paths, required=True, help="files and folders of JSONL, in this order")
     parser.add_argument("--output", metavar="FOLDER", required=True, help="where the stage writes; an unfinished one goes on there")
     add_workers(parser)

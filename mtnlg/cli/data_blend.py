@@ -5,6 +5,7 @@ Sources, weights, steps and batches are those of the config; tokens are counted 
   --tokens=FILE.json     {"name of the source": number}, as configs/data/mtnlg_tokens.json
 """
 
+import argparse
 import json
 import pathlib
 import re
@@ -14,20 +15,16 @@ from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError, DataError, MissingInput
 
 SAMPLING = "sampling: epochs over those that every source would get if samples were drawn by tokens alone"
-USAGE = "python -m mtnlg data blend --config=FILE.py [--tokens=COUNT,...|FILE.json] [--config.key=value ...]"
 _COUNT = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)([KMBT]?)")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
-def main(arguments: list[str]) -> int:
-    import argparse
-
-    from mtnlg.cli.main import Parser
-
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog="python -m mtnlg data blend", usage=USAGE, description=__doc__, allow_abbrev=False, formatter_class=raw)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s --config=FILE.py [--tokens=COUNT,...|FILE.json] [--config.key=value ...]"
     parser.add_argument("--tokens", metavar="COUNT,...", help="tokens of each source; none given: those of the prepared folder")
-    options, rest = parser.parse_known_args(arguments)
+
+
+def run(options: argparse.Namespace, rest: list[str]) -> int:
     config = configs.resolve(rest)
     names, tokens = _tokens(config, options.tokens)
     print(table(config, names, tokens))

@@ -7,23 +7,14 @@ stopped, even by SIGKILL, goes on when its command is given again, and ends in t
 import argparse
 import pathlib
 
-USAGE = """python -m mtnlg data build --config=FILE.py --output=FOLDER [--workers=N] [--set NODE.option=value ...]
-       [--redo=NODE,...] [--report=FILE.html] [--dry-run]"""
+from mtnlg.cli import data
 
 
-def main(arguments: list[str]) -> int:
-    from mtnlg.cli.data import add_workers
-    from mtnlg.cli.main import Parser
-    from mtnlg.factory import build, graph
-    from mtnlg.factory.passes import Machine
-    from mtnlg.factory.report import page
-    from mtnlg.factory.summary import Ended, text
-
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog="python -m mtnlg data build", usage=USAGE, description=__doc__, allow_abbrev=False, formatter_class=raw)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s --config=FILE.py --output=FOLDER [options]"
     parser.add_argument("--config", metavar="FILE.py", required=True, help="Python with get_graph()")
     parser.add_argument("--output", metavar="FOLDER", required=True, help="where the folders of the nodes are")
-    add_workers(parser)
+    data.add_workers(parser)
     parser.add_argument(
         "--set", metavar="NODE.option=value", action="append", default=[], help="an option of a node, or NODE.inputs=PATH,..."
     )
@@ -32,7 +23,14 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--report", metavar="FILE.html", help="where the page goes (default: FOLDER/report.html)")
     parser.add_argument("--dry-run", action="store_true", help="check the graph and show its order; run nothing")
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace, rest: list[str]) -> int:
+    data.require_nothing(rest)
+    from mtnlg.factory import build, graph
+    from mtnlg.factory.passes import Machine
+    from mtnlg.factory.report import page
+    from mtnlg.factory.summary import Ended, text
 
     wanted = graph.load(options.config, options.set)
     if options.dry_run:

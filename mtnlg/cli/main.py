@@ -76,11 +76,7 @@ def _run(arguments: list[str]) -> int:
     module = importlib.import_module(f"mtnlg.cli.{verb}")
     if hasattr(module, "main"):  # a verb with verbs of its own
         return module.main(rest) or 0
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog=f"python -m mtnlg {verb}", description=module.__doc__, allow_abbrev=False, formatter_class=raw)
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    module.add_arguments(parser)
-    options, config_arguments = parser.parse_known_args(rest)
+    options, config_arguments = parser_of(module, verb).parse_known_args(rest)
     return module.run(options, config_arguments) or 0
 
 
@@ -89,6 +85,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise ConfigError(message, "command line", f"{self.prog} --help")
+
+
+def parser_of(module, verb: str) -> Parser:
+    """Of a verb's module, which says what it is for and adds its arguments."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog=f"python -m mtnlg {verb}", description=module.__doc__, allow_abbrev=False, formatter_class=raw)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    module.add_arguments(parser)
+    return parser
 
 
 def _overview() -> str:
