@@ -65,10 +65,11 @@ def load(folder) -> tuple[Store, Tokenizer]:
 
 def open_store(folder, tokenizer: Tokenizer) -> Store:
     """The store of a folder, whose tokens must be of this tokenizer. Raises ConfigError where they are not, MissingInput, DataError."""
-    store = Store(pathlib.Path(folder) / NAME, vocab_size=tokenizer.vocab_size)
+    store = Store(pathlib.Path(folder) / NAME)
     if not store.sidecar or store.sidecar["tokenizer_sha256"] != tokenizer.sha256:
         cure = f"--config.data.tokenizer={pathlib.Path(folder) / TOKENIZER}"
         raise ConfigError("its tokens are of another tokenizer than the one that is given", str(folder), cure)
+    store.vocab_size = tokenizer.vocab_size
     return store
 
 
@@ -78,12 +79,15 @@ def writer(prefix, tokenizer: Tokenizer) -> StoreWriter:
 
 
 def chunks(store: Store) -> Iterator[Chunk]:
-    """All documents of a store; a chunk has about 2 million tokens, or one document that is longer."""
+    """All documents of a store; a chunk has about 2 million tokens, or one document that is longer. Raises DataError."""
     starts, first = store.document_starts, 0
     while first < store.num_documents:
         end = max(int(np.searchsorted(starts, starts[first] + _CHUNK_TOKENS, side="right")) - 1, first + 1)
         lengths = np.diff(starts[first : end + 1])
-        yield Chunk(np.arange(first, end), lengths, store.read(int(starts[first]), int(lengths.sum())))
+        ids = store.read(int(starts[first]), int(lengths.sum()))
+        if ids.size:
+            store.require_known(ids)
+        yield Chunk(np.arange(first, end), lengths, ids)
         first = end
 
 

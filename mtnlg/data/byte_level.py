@@ -77,7 +77,7 @@ def engine(description: dict):
 
 
 def train(texts: Iterable[str], where: str, vocab_size: int) -> tuple[bytes, bytes]:
-    """(vocab.json, merges.txt) of exactly vocab_size tokens, the last of them the end of document; deterministic in its arguments.
+    """(vocab.json, merges.txt) of exactly vocab_size tokens (257 or more), the last of them the end of document; deterministic.
 
     Raises DataError, naming a vocab_size that works, when the texts are too small for it.
     """
@@ -90,10 +90,9 @@ def train(texts: Iterable[str], where: str, vocab_size: int) -> tuple[bytes, byt
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     model.train_from_iterator(texts, trainer)
     learnt = json.loads(model.to_str())["model"]
-    if len(learnt["vocab"]) != size:
-        few = len(learnt["vocab"]) < size
-        cure = f"--vocab_size={len(learnt['vocab']) + 1}" + (", or more text" if few else " or more")
-        raise DataError(f"the text has too {'few' if few else 'many different'} pieces for a vocabulary of {vocab_size}", where, cure)
+    if len(learnt["vocab"]) < size:
+        cure = f"--vocab_size={len(learnt['vocab']) + 1}, or more text"
+        raise DataError(f"the text has too few pieces for a vocabulary of {vocab_size}", where, cure)
     vocabulary = learnt["vocab"] | {END_OF_DOCUMENT: size}
     lines = ["#version: 0.2", *(" ".join(pair) for pair in learnt["merges"])]
     return json.dumps(vocabulary, ensure_ascii=False).encode(), "".join(f"{line}\n" for line in lines).encode()

@@ -71,15 +71,17 @@ class _Work:
         for record in batch.records:
             with stage.setting_aside(tally, record.where, record.content):
                 read.append((record, documents.parse(record)))
-        read, arrays = self._encoded(read, tally)
+        _count(tally, "read", [document for _, document in read])
+        written, arrays = self._encoded(read, tally)
         dtype = np.dtype(store.token_dtype(self._tokenizer.vocab_size))
         end = np.array([self._tokenizer.eod_id], dtype)
         ended = [piece for ids in arrays for piece in (ids, end)]
         ids = np.concatenate(ended, dtype=dtype, casting="unsafe") if ended else np.empty(0, dtype)
         lengths = np.array([len(each) + 1 for each in arrays], "<i4")
-        sizes = np.array([len(document["text"].encode()) for _, document in read], np.int64)
-        _count(tally, [document["source"] for _, document in read], lengths, sizes)
-        return Result(_HEAD.pack(len(lengths), ids.size, int(sizes.sum())) + lengths.tobytes() + ids.tobytes(), tally)
+        num_bytes = _count(tally, "written", [document for _, document in written], lengths)
+        for power, number in zip(*np.unique(np.frexp(lengths)[1], return_counts=True), strict=True):
+            tally.count("tokens per document", f"{1 << int(power) - 1:9d}", int(number))
+        return Result(_HEAD.pack(len(lengths), ids.size, num_bytes) + lengths.tobytes() + ids.tobytes(), tally)
 
     def _encoded(self, read: list, tally: Tally) -> tuple[list, list[np.ndarray]]:
         """(what could be encoded, the ids). All at once; one by one where that fails."""
@@ -94,15 +96,17 @@ class _Work:
             return kept, arrays
 
 
-def _count(tally: Tally, sources: list[str], lengths: np.ndarray, sizes: np.ndarray) -> None:
-    names = np.array(sources, object)
-    for source in dict.fromkeys(sources):
-        mine = names == source
-        for table, number in (("documents read", mine.sum()), ("bytes read", sizes[mine].sum()), ("tokens written", lengths[mine].sum())):
-            tally.count(table, source, int(number))
-        tally.count("documents written", source, int(mine.sum()))
-    for power, number in zip(*np.unique(np.frexp(lengths)[1], return_counts=True), strict=True):
-        tally.count("tokens per document", f"{1 << int(power) - 1:9d}", int(number))
+def _count(tally: Tally, side: str, documents: list[dict], lengths: np.ndarray | None = None) -> int:
+    """Counts documents, bytes and, where their lengths are given, tokens by source; gives the bytes. In arrays: a batch has thousands."""
+    sources = np.array([document["source"] for document in documents], object)
+    sizes = np.array([len(document["text"].encode()) for document in documents], np.int64)
+    for source in dict.fromkeys(sources.tolist()):
+        mine = sources == source
+        tally.count(f"documents {side}", source, int(mine.sum()))
+        tally.count(f"bytes {side}", source, int(sizes[mine].sum()))
+        if lengths is not None:
+            tally.count(f"tokens {side}", source, int(lengths[mine].sum()))
+    return int(sizes.sum())
 
 
 def _join(path: pathlib.Path, tokenizer: tokenizers.Tokenizer, parts: list[dict]) -> list[dict]:
