@@ -13,7 +13,6 @@ import numpy as np
 from mtnlg.core.errors import ConfigError, DataError
 from mtnlg.corpus.sources import SourceFile
 from mtnlg.data import order
-from mtnlg.data import tokenizer as tokenizers
 from mtnlg.data.store import Store, StoreWriter, paths
 from mtnlg.data.tokenizer import Tokenizer
 
@@ -53,14 +52,16 @@ def is_folder(source: str) -> bool:
     return found
 
 
+def locate(path: str) -> tuple[pathlib.Path, pathlib.Path | None]:
+    """(prefix of the store, its tokenizer if one lies beside it) of a folder of tokens, or of one file of a store."""
+    found = pathlib.Path(path)
+    prefix = found / NAME if found.is_dir() else found.with_suffix("") if found.suffix in (".bin", ".idx", ".json") else found
+    tokenizer = prefix.parent / TOKENIZER
+    return prefix, tokenizer if tokenizer.is_dir() else None
+
+
 def files(folder) -> list[SourceFile]:
     return [SourceFile(path.name, path) for path in paths(pathlib.Path(folder) / NAME)]
-
-
-def load(folder) -> tuple[Store, Tokenizer]:
-    """The store of a folder and its tokenizer. Raises MissingInput, and DataError where they do not belong together."""
-    tokenizer = tokenizers.load(pathlib.Path(folder) / TOKENIZER)
-    return open_store(folder, tokenizer), tokenizer
 
 
 def open_store(folder, tokenizer: Tokenizer) -> Store:

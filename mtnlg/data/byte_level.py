@@ -73,6 +73,8 @@ def engine(description: dict):
         return None
     ranks = {bytes([byte]): model["vocab"][letter] for letter, byte in LETTERS.items()}
     ranks |= {spelled_bytes("".join(pair)): id for pair, id in zip(pairs, merged, strict=True)}
+    if len(set(ranks.values())) < len(ranks):
+        return None
     return tiktoken.Encoding("byte-level", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={})
 
 

@@ -145,7 +145,7 @@ class Store:
     """A checked, memory-mapped store, read as one flat stream of tokens.
 
     num_tokens, num_documents: counts. document_starts: int64 [num_documents + 1], the first token of each document, then num_tokens.
-    vocab_size: as given; what `read` gives is judged by it when it is handed to `require_known`.
+    dtype: of the ids on disk. vocab_size: as given; what `read` gives is judged by it when it is handed to `require_known`.
     sidecar: the dict of `<prefix>.json`, or None when there is none that agrees with the index (files of Megatron's have none).
 
     Raises MissingInput when a file is not there; DataError when one is damaged, when the store is empty, or, with `vocab_size`,
@@ -158,15 +158,15 @@ class Store:
         for path in (self._idx, self._bin):
             if not path.is_file():
                 raise MissingInput("there is no such file", str(path), _CURE)
-        dtype, self.document_starts = _read_index(self._idx, self._bin.stat().st_size)
+        self.dtype, self.document_starts = _read_index(self._idx, self._bin.stat().st_size)
         self.num_documents = len(self.document_starts) - 1
         self.num_tokens = int(self.document_starts[-1])
         if not self.num_tokens:
             raise DataError("the store holds no tokens", str(self._idx), "a source with text in it, prepared again")
-        self._tokens = np.memmap(self._bin, dtype, "r")
+        self._tokens = np.memmap(self._bin, self.dtype, "r")
         self.sidecar = self._read_sidecar()
         if vocab_size is not None:
-            self._require_inside(*self._extremes())
+            self._require_inside(*((0, self.sidecar["max_id"]) if self.sidecar else self.extremes()))
 
     def read(self, start: int, count: int) -> np.ndarray:
         """int32 [count]: tokens start ... start + count - 1 of the stream. Raises IndexError outside it."""
@@ -186,16 +186,19 @@ class Store:
             whole = counts == (SIDECAR_VERSION, self.num_tokens, self.num_documents) and isinstance(sidecar["max_id"], int)
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"the sidecar is damaged: {error}", str(self._json), _CURE) from error
         return sidecar if whole else None
 
-    def _extremes(self) -> tuple[int, int]:
-        """(lowest, highest) id: what the sidecar says, or else what is found."""
-        if self.sidecar is not None:
-            return 0, self.sidecar["max_id"]
+    def extremes(self) -> tuple[int, int]:
+        """(lowest, highest) id that is there: reads the whole file."""
         chunks = [self._tokens[start : start + _SCAN_TOKENS] for start in range(0, self.num_tokens, _SCAN_TOKENS)]
         return min(int(c.min()) for c in chunks), max(int(c.max()) for c in chunks)
+
+    def last_ids(self) -> np.ndarray:
+        """int64 [num_documents]: with which id each document ends; -1 for an empty one."""
+        ends, is_empty = self.document_starts[1:], np.diff(self.document_starts) == 0
+        return np.where(is_empty, -1, self._tokens[ends - 1].astype(np.int64))
 
     def _require_inside(self, lowest: int, highest: int) -> None:
         if lowest < 0 or highest >= self.vocab_size:

@@ -182,7 +182,7 @@ class JsonTokenizer(Tokenizer):
                 pieces[id] = b"" if added[id].special else token.encode()
             else:
                 pieces[id] = byte_level.spelled_bytes(token) if spells_bytes else _spelled_bytes(token, bool(_BYTE_PIECE.fullmatch(token)))
-        self._engine = byte_level.engine(description)
+        self._engine = byte_level.engine(description) if spells_bytes else None
         super().__init__(content, pieces, vocabulary[end])
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:

@@ -73,7 +73,7 @@ def run(
     Raises what `Journal`, `work`, `prepare` and `finish` raise; CannotWrite when another process writes there.
     """
     files.make_folder(path)
-    with lock.held(path / "lock", lambda owner: _busy(path, owner)):
+    with lock.held(path / "lock", lambda owner: refuse_busy(path, owner)):
         journal = Journal(path, what | {"inputs": inputs.identity()})
         if journal.is_done:
             machine.say(f"{path}: already there, used as it is")
@@ -93,7 +93,8 @@ def _delete_replaced(path: pathlib.Path, suffix: str) -> None:
                 left.unlink()
 
 
-def _busy(path: pathlib.Path, owner: str) -> None:
+def refuse_busy(path: pathlib.Path, owner: str) -> None:
+    """Raises CannotWrite."""
     raise CannotWrite(f"{owner} is writing there", str(path), "waiting for it, or another --output")
 
 
