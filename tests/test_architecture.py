@@ -38,6 +38,7 @@ HOMES = {
     "orbax": {"checkpoint"},
     "sentencepiece": {"data"},
     "tokenizers": {"data"},
+    "tiktoken": {"data"},
     "ml_collections": {"core"},
     "matplotlib": {"run"},
     "tensorboardX": {"run"},

@@ -27,6 +27,8 @@ class Command(NamedTuple):
 COMMANDS = {
     "build": Command("data_build", "a whole graph of stages, as configs/data/demo.py writes it down"),
     "blend": Command("data_blend", "how often a run with these weights reads each source"),
+    "show": Command("data_show", "a store of tokens, and its documents as ids and text"),
+    "verify": Command("data_verify", "whether a store of tokens is whole"),
 }
 
 
@@ -101,7 +103,7 @@ def _stage_parser(name: str) -> Parser:
     add_workers(parser)
     parser.add_argument("--report", metavar="FILE.html", help="a page about what was kept, what was left out and why")
     for option, field in registry.fields_of(name).items():
-        default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         meaning = f"{field.metadata['help']} (default: {default})".replace("%", "%%")
         read = functools.partial(registry.value, name, option)
         parser.add_argument(f"--{option}", dest=field.name, metavar="X", type=read, default=field.default, help=meaning)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from mtnlg.core import files, lock, schema
 from mtnlg.core.errors import ConfigError, DataError
-from mtnlg.corpus import manifest, split
+from mtnlg.corpus import manifest, split, tokens
 from mtnlg.corpus.manifest import Prepared, PreparedSource, PreparedStore
 from mtnlg.data import tokenizer as tokenizers
 from mtnlg.data.store import Store, StoreWriter, paths
@@ -50,7 +50,7 @@ def _already(directory: pathlib.Path, wanted: dict, say) -> Prepared | None:
 
 
 def _build(config: schema.Config, directory: pathlib.Path, given: Tokenizer | None, wanted: dict, say, progress: bool) -> Prepared:
-    surveys = [split.survey(source, config.data) for source in config.data.source]
+    surveys = [_survey(source, config, given) for source in config.data.source]
     if given:
         tokenizer, path = given, given.save(directory / "tokenizer")
     else:
@@ -61,6 +61,18 @@ def _build(config: schema.Config, directory: pathlib.Path, given: Tokenizer | No
     prepared = Prepared(path, tuple(_tokenise(name, survey, tokenizer, directory, progress) for name, survey in pairs))
     manifest.write(directory, prepared, wanted)
     return prepared
+
+
+def _survey(source: str, config: schema.Config, given: Tokenizer | None) -> split.Survey | tokens.Source:
+    if not tokens.is_folder(source):
+        return split.survey(source, config.data)
+    if given is None:
+        what, cure = (
+            "a source of tokens, and a tokenizer that is still to be trained",
+            f"--config.data.tokenizer={source}/{tokens.TOKENIZER}",
+        )
+        raise ConfigError(what, f"data.source={source}", cure)
+    return tokens.Source(source, given, config.data.heldout_fraction)
 
 
 def train_text(config: schema.Config, source_name: str) -> Iterator[bytes]:
@@ -75,6 +87,10 @@ def heldout_text(config: schema.Config, source_name: str) -> Iterator[bytes]:
 
 def _text(config: schema.Config, source_name: str, heldout: bool) -> Iterator[bytes]:
     source = dict(zip(split.names(config.data.source), config.data.source, strict=True))[source_name]
+    if tokens.is_folder(source):
+        found = tokens.Source(source, tokenizers.load(config.data.tokenizer), config.data.heldout_fraction)
+        yield from (text.encode() for text in found.texts(heldout))
+        return
     for side, text in split.survey(source, config.data).sides():
         if side == heldout:
             yield text.encode()
@@ -101,24 +117,36 @@ def _train_tokenizer(config: schema.Config, surveys: list[split.Survey], path: p
     return tokenizer, path
 
 
-def _tokenise(name: str, survey: split.Survey, tokenizer: Tokenizer, directory: pathlib.Path, progress: bool) -> PreparedSource:
+def _tokenise(
+    name: str, survey: split.Survey | tokens.Source, tokenizer: Tokenizer, directory: pathlib.Path, progress: bool
+) -> PreparedSource:
     start = time.monotonic()
     prefixes = [directory / f"{name}.{side}" for side in ("train", "heldout")]
+    write = _copy_tokens if isinstance(survey, tokens.Source) else _encode_text
     with contextlib.ExitStack() as stack:
-        fits = {"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size}
-        writers = [stack.enter_context(StoreWriter(prefix, **fits)) for prefix in prefixes]
-        bar = stack.enter_context(_bar(name, survey.num_bytes, progress))
-        for batch in _batches(survey.sides()):
-            for (heldout, text), ids in zip(batch, tokenizer.encode_batch([text for _, text in batch]), strict=True):
-                num_bytes = len(text.encode())
-                writers[heldout].add([*ids, tokenizer.eod_id], num_bytes=num_bytes)
-                bar.update(num_bytes)
+        writers = [stack.enter_context(tokens.writer(prefix, tokenizer)) for prefix in prefixes]
+        write(survey, tokenizer, writers, stack.enter_context(_bar(name, survey.num_bytes, progress)))
     source = PreparedSource(name, *(_measure(prefix, tokenizer) for prefix in prefixes), survey.drops)
     if progress:
         speed = survey.num_bytes / 1e6 / (time.monotonic() - start)
         left_out = "; left out: " + ", ".join(f"{count} {reason}" for reason, count in survey.drops.items())
         _say(f"{name}: {_describe([source])}, {speed:.1f} MB/s{left_out if survey.drops else ''}")
     return source
+
+
+def _encode_text(survey: split.Survey, tokenizer: Tokenizer, writers: list[StoreWriter], bar) -> None:
+    for batch in _batches(survey.sides()):
+        for (heldout, text), ids in zip(batch, tokenizer.encode_batch([text for _, text in batch]), strict=True):
+            num_bytes = len(text.encode())
+            writers[heldout].add([*ids, tokenizer.eod_id], num_bytes=num_bytes)
+            bar.update(num_bytes)
+
+
+def _copy_tokens(source: tokens.Source, tokenizer: Tokenizer, writers: list[StoreWriter], bar) -> None:
+    for heldout, chunk in source.sides():
+        num_bytes = chunk.num_bytes(tokenizer)
+        writers[heldout].extend(chunk.ids, chunk.lengths, num_bytes)
+        bar.update(num_bytes)
 
 
 def _batches(sides: Iterable[tuple[bool, str]]) -> Iterator[list[tuple[bool, str]]]:

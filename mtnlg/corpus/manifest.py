@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from mtnlg.core import files, schema
 from mtnlg.core.errors import ConfigError, DataError, MissingInput
-from mtnlg.corpus import sources, split
+from mtnlg.corpus import sources, split, tokens
 
 FILE = "manifest.json"
 _FORMAT = 2  # of the split, the stores and this file: a prepared directory of another format is not reused
@@ -67,7 +67,7 @@ def _identity(name: str, source: str) -> str:
         return f"{name}: {platform.python_implementation()} {platform.python_version()}"
     digest = hashlib.blake2b(digest_size=8)
     num_files = num_bytes = 0
-    for file in sources.files(source):
+    for file in tokens.files(source) if tokens.is_folder(source) else sources.files(source):
         try:
             stat = file.path.stat()
         except OSError as error:

@@ -13,6 +13,7 @@
 
 import array
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -47,19 +48,21 @@ class StoreWriter:
     """Writes one store, document by document, in memory that grows only by the documents' lengths.
 
     Files bear temporary names until `close()`, which puts `.idx` last, so a half-written store is never taken for a whole one.
+    The sidecar says `eod_id`, with which every document ends, if it is given, and the SHA-256 of .bin and .idx.
     As a context manager it closes at the end, and after an exception it removes what it wrote and leaves an older store alone.
 
     Raises CannotWrite, or TemporaryFailure on a full disk, from every method.
     """
 
-    def __init__(self, prefix, *, tokenizer_sha256: str, vocab_size: int):
+    def __init__(self, prefix, *, tokenizer_sha256: str, vocab_size: int, eod_id: int | None = None):
         self._bin, self._idx, self._json = paths(prefix)
         self._dtype = np.dtype(token_dtype(vocab_size))
-        self._lengths = array.array("i")
+        self._lengths, self._hash = array.array("i"), hashlib.sha256()
         self._sidecar = {
             "format_version": SIDECAR_VERSION,
             "tokenizer_sha256": tokenizer_sha256,
             "vocab_size": vocab_size,
+            "eod_id": eod_id,
             "max_id": -1,
             "num_tokens": 0,
             "num_documents": 0,
@@ -71,30 +74,38 @@ class StoreWriter:
 
     def add(self, ids, num_bytes: int = 0) -> None:
         """Appends a document: its ids, and the bytes of its original text. Raises DataError on an id outside the vocabulary."""
-        ids = np.asarray(ids, np.int64)
+        self.extend(np.asarray(ids, np.int64), [len(ids)], num_bytes)
+
+    def extend(self, ids: np.ndarray, lengths, num_bytes: int = 0) -> None:
+        """Appends documents: their ids back to back, how many each has, and the bytes of all their texts. Raises as `add`."""
         sidecar = self._sidecar
         if ids.size and not 0 <= ids.min() <= ids.max() < sidecar["vocab_size"]:
+            number = len(self._lengths) if len(lengths) == 1 else f"{len(self._lengths)} or one of the {len(lengths) - 1} behind it"
             raise DataError(
-                f"document {len(self._lengths)} has ids {ids.min()} to {ids.max()}, the vocabulary has {sidecar['vocab_size']}",
+                f"document {number} has ids {ids.min()} to {ids.max()}, the vocabulary has {sidecar['vocab_size']}",
                 str(self._bin),
                 "the tokenizer this store is meant for",
             )
         sidecar["num_tokens"] += ids.size
+        content = ids.astype(self._dtype, copy=False).tobytes()
         with self._errors():
-            self._file.write(ids.astype(self._dtype).tobytes())
-        sidecar["max_id"] = max(sidecar["max_id"], int(ids.max(initial=-1)))
+            self._file.write(content)
+        self._hash.update(content)
+        sidecar["max_id"] = max(sidecar["max_id"], int(ids.max()) if ids.size else -1)
         sidecar["num_bytes"] += num_bytes
-        self._lengths.append(ids.size)
+        self._lengths.extend(lengths)
 
     def close(self) -> None:
         """Finishes the store and gives its files their names."""
-        self._sidecar["num_documents"] = len(self._lengths)
+        index = self._index()
+        digests = {"bin_sha256": self._hash.hexdigest(), "idx_sha256": hashlib.sha256(index).hexdigest()}
+        self._sidecar |= {"num_documents": len(self._lengths)} | digests
         try:
             with self._errors():
                 files.sync(self._file)
                 self._file.close()
                 files.write_synced(files.draft(self._json), json.dumps(self._sidecar, indent=1) + "\n")
-                files.write_synced(files.draft(self._idx), self._index())
+                files.write_synced(files.draft(self._idx), index)
                 self._idx.unlink(missing_ok=True)
                 for path in (self._bin, self._json, self._idx):
                     os.replace(files.draft(path), path)
@@ -134,7 +145,7 @@ class Store:
     """A checked, memory-mapped store, read as one flat stream of tokens.
 
     num_tokens, num_documents: counts. document_starts: int64 [num_documents + 1], the first token of each document, then num_tokens.
-    vocab_size: as given; what `read` gives is judged by it when it is handed to `require_known`.
+    dtype: of the ids on disk. vocab_size: as given; what `read` gives is judged by it when it is handed to `require_known`.
     sidecar: the dict of `<prefix>.json`, or None when there is none that agrees with the index (files of Megatron's have none).
 
     Raises MissingInput when a file is not there; DataError when one is damaged, when the store is empty, or, with `vocab_size`,
@@ -147,15 +158,15 @@ class Store:
         for path in (self._idx, self._bin):
             if not path.is_file():
                 raise MissingInput("there is no such file", str(path), _CURE)
-        dtype, self.document_starts = _read_index(self._idx, self._bin.stat().st_size)
+        self.dtype, self.document_starts = _read_index(self._idx, self._bin.stat().st_size)
         self.num_documents = len(self.document_starts) - 1
         self.num_tokens = int(self.document_starts[-1])
         if not self.num_tokens:
             raise DataError("the store holds no tokens", str(self._idx), "a source with text in it, prepared again")
-        self._tokens = np.memmap(self._bin, dtype, "r")
+        self._tokens = np.memmap(self._bin, self.dtype, "r")
         self.sidecar = self._read_sidecar()
         if vocab_size is not None:
-            self._require_inside(*self._extremes())
+            self._require_inside(*((0, self.sidecar["max_id"]) if self.sidecar else self.extremes()))
 
     def read(self, start: int, count: int) -> np.ndarray:
         """int32 [count]: tokens start ... start + count - 1 of the stream. Raises IndexError outside it."""
@@ -175,16 +186,19 @@ class Store:
             whole = counts == (SIDECAR_VERSION, self.num_tokens, self.num_documents) and isinstance(sidecar["max_id"], int)
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"the sidecar is damaged: {error}", str(self._json), _CURE) from error
         return sidecar if whole else None
 
-    def _extremes(self) -> tuple[int, int]:
-        """(lowest, highest) id: what the sidecar says, or else what is found."""
-        if self.sidecar is not None:
-            return 0, self.sidecar["max_id"]
+    def extremes(self) -> tuple[int, int]:
+        """(lowest, highest) id that is there: reads the whole file."""
         chunks = [self._tokens[start : start + _SCAN_TOKENS] for start in range(0, self.num_tokens, _SCAN_TOKENS)]
         return min(int(c.min()) for c in chunks), max(int(c.max()) for c in chunks)
+
+    def last_ids(self) -> np.ndarray:
+        """int64 [num_documents]: with which id each document ends; -1 for an empty one."""
+        ends, is_empty = self.document_starts[1:], np.diff(self.document_starts) == 0
+        return np.where(is_empty, -1, self._tokens[ends - 1].astype(np.int64))
 
     def _require_inside(self, lowest: int, highest: int) -> None:
         if lowest < 0 or highest >= self.vocab_size:

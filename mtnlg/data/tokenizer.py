@@ -7,10 +7,13 @@ import pathlib
 import re
 from collections.abc import Iterable
 
+import numpy as np
+
 from mtnlg.core import files
 from mtnlg.core.errors import DataError, MissingInput
+from mtnlg.data import byte_level
+from mtnlg.data.byte_level import END_OF_DOCUMENT
 
-END_OF_DOCUMENT = "<|endoftext|>"
 SPACE = "\u2581"  # SentencePiece's spelling of a space
 MAX_FILE_BYTES = 50_000_000
 MAX_VOCAB_SIZE = 1 << 22
@@ -22,6 +25,8 @@ _BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
 class Tokenizer(abc.ABC):
     """vocab_size: ids are below it. eod_id: the id that ends a document. sha256: of the bytes that `save` writes.
+
+    has_dummy_prefix: whether a text gets a space before it. piece_bytes: int64 [vocab_size], of each token.
 
     Encoding adds no special tokens and finds none in the text: "<|endoftext|>" there is thirteen characters.
     """
@@ -35,7 +40,8 @@ class Tokenizer(abc.ABC):
         self._content, self._pieces = content, pieces
         self.vocab_size, self.eod_id = len(pieces), eod_id
         self.sha256 = hashlib.sha256(content).hexdigest()
-        self._dummy_prefix = self.decode_bytes(self.encode("a")).startswith(b" ")
+        self.piece_bytes = np.array(list(map(len, pieces)))
+        self.has_dummy_prefix = self.decode_bytes(self.encode("a")).startswith(b" ")
 
     @abc.abstractmethod
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
@@ -44,6 +50,10 @@ class Tokenizer(abc.ABC):
     def encode(self, text: str) -> list[int]:
         """The ids of a text. Raises DataError on a string that is not Unicode text (a lone surrogate)."""
         return self.encode_batch([text])[0]
+
+    def encode_arrays(self, texts: list[str]) -> list[np.ndarray]:
+        """The ids of each text, integers of any kind, made in this thread: for those who run several processes. Raises as above."""
+        return [np.array(ids, np.int32) for ids in self.encode_batch(texts)]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The UTF-8 bytes of the pieces, b"" for special tokens; an id alone may give part of a character.
@@ -58,7 +68,7 @@ class Tokenizer(abc.ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """The text, without the space that some models put before it; broken UTF-8 becomes U+FFFD."""
         text = self.decode_bytes(ids).decode("utf-8", "replace")
-        return text.removeprefix(" ") if self._dummy_prefix else text
+        return text.removeprefix(" ") if self.has_dummy_prefix else text
 
     def save(self, directory) -> pathlib.Path:
         """Writes the tokenizer's one file into the folder and returns its path, for `load`. Raises CannotWrite, TemporaryFailure."""
@@ -94,7 +104,7 @@ class SentencePieceTokenizer(Tokenizer):
         byte_ids = [model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self._space_ids = byte_ids if all(map(model.is_byte, byte_ids)) else None
         super().__init__(content, [self._piece_bytes(id) for id in ids], eod_id)
-        if self._dummy_prefix:
+        if self.has_dummy_prefix:
             self._space_ids = None
 
     def _piece_bytes(self, id: int) -> bytes:
@@ -117,9 +127,17 @@ class SentencePieceTokenizer(Tokenizer):
             batch.append(ids)
         return batch
 
-    def _encode_plain(self, texts):
+    def encode_arrays(self, texts: list[str]) -> list[np.ndarray]:
+        arrays = self._encode_plain(texts, return_type="numpy", num_threads=1)
+        if self._space_ids is not None:
+            for place, text in enumerate(texts):
+                if SPACE in text:
+                    arrays[place] = np.array(self.encode(text), np.int32)
+        return arrays
+
+    def _encode_plain(self, texts, **options):
         try:
-            return self._model.encode(texts)
+            return self._model.encode(texts, **options)
         except TypeError as error:
             raise _not_text(error) from error
 
@@ -150,9 +168,9 @@ class JsonTokenizer(Tokenizer):
         if max(vocabulary.values()) >= MAX_VOCAB_SIZE:
             raise DataError(f"an id is {max(vocabulary.values())}, above {MAX_VOCAB_SIZE}", where, cure)
         decoders = json.dumps(description.get("decoder"))
-        byte_level = '"ByteLevel"' in decoders
-        if byte_level:
-            missing = _LETTERS.keys() - vocabulary.keys()
+        spells_bytes = '"ByteLevel"' in decoders
+        if spells_bytes:
+            missing = byte_level.LETTERS.keys() - vocabulary.keys()
             if missing:
                 raise DataError(f"{len(missing)} of the 256 byte letters are not in the vocabulary", where, cure)
         elif '"ByteFallback"' not in decoders:
@@ -163,7 +181,8 @@ class JsonTokenizer(Tokenizer):
             if id in added:
                 pieces[id] = b"" if added[id].special else token.encode()
             else:
-                pieces[id] = _letters_bytes(token) if byte_level else _spelled_bytes(token, bool(_BYTE_PIECE.fullmatch(token)))
+                pieces[id] = byte_level.spelled_bytes(token) if spells_bytes else _spelled_bytes(token, bool(_BYTE_PIECE.fullmatch(token)))
+        self._engine = byte_level.engine(description) if spells_bytes else None
         super().__init__(content, pieces, vocabulary[end])
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
@@ -171,6 +190,21 @@ class JsonTokenizer(Tokenizer):
             return [encoding.ids for encoding in self._model.encode_batch_fast(texts, add_special_tokens=False)]
         except TypeError as error:
             raise _not_text(error) from error
+
+    def encode_arrays(self, texts: list[str]) -> list[np.ndarray]:
+        try:
+            return list(map(self._encode_fast if self._engine else self._encode_one, texts))
+        except (TypeError, UnicodeEncodeError) as error:
+            raise _not_text(error) from error
+
+    def _encode_fast(self, text: str) -> np.ndarray:
+        try:
+            return self._engine.encode_to_numpy(text, disallowed_special=())
+        except ValueError:  # its pattern backtracks too far in very long runs of white space
+            return self._encode_one(text)
+
+    def _encode_one(self, text: str) -> np.ndarray:
+        return np.array(self._model.encode(text, add_special_tokens=False).ids, np.uint32)
 
 
 def load(path) -> Tokenizer:
@@ -188,8 +222,9 @@ def load(path) -> Tokenizer:
     for file in (*models, path / "tokenizer.json"):
         if file.is_file():
             return load(file)
-    if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
-        return JsonTokenizer(_gpt2_json(path / "vocab.json", path / "merges.txt"), str(path))
+    pair = [path / "vocab.json", path / "merges.txt"]
+    if all(file.is_file() for file in pair):
+        return JsonTokenizer(byte_level.description(*map(_read, pair), where=", ".join(map(str, pair))), str(path))
     raise MissingInput("no tokenizer is there", str(path), "a .model, a tokenizer.json, or a folder with vocab.json and merges.txt")
 
 
@@ -225,38 +260,3 @@ def _not_text(error) -> DataError:
 def _spelled_bytes(piece: str, is_byte: bool) -> bytes:
     """The bytes of a SentencePiece piece, as "<0x0A>" or "▁the"."""
     return bytes([int(piece[3:5], 16)]) if is_byte else piece.replace(SPACE, " ").encode()
-
-
-def _byte_letters() -> dict[str, int]:
-    """GPT-2's visible letter of each byte (encoder.py, bytes_to_unicode)."""
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-
-
-_LETTERS = _byte_letters()
-
-
-def _letters_bytes(token: str) -> bytes:
-    return bytes(_LETTERS[letter] for letter in token) if all(c in _LETTERS for c in token) else token.encode()
-
-
-def _gpt2_json(vocab_path: pathlib.Path, merges_path: pathlib.Path) -> bytes:
-    """The `tokenizer.json` of GPT-2's two files; written here, so that its hash hangs on no library's version."""
-    try:
-        vocabulary = json.loads(_read(vocab_path))
-        lines = _read(merges_path).decode().split("\n")
-        merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-        eod_id = vocabulary.setdefault(END_OF_DOCUMENT, max(vocabulary.values()) + 1)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise DataError(f"not GPT-2's files: {error}", f"{vocab_path}, {merges_path}", "both files, copied again") from error
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    description = {
-        "version": "1.0",
-        "added_tokens": [{"id": eod_id, "content": END_OF_DOCUMENT, "special": True} | flags],
-        "pre_tokenizer": byte_level,
-        "decoder": byte_level,
-        "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
-    }
-    return json.dumps(description, ensure_ascii=False, separators=(",", ":")).encode()

@@ -18,14 +18,16 @@ _STAND_IN = "\ue000"
 # Characters the trainer reserves (tab, U+2585), refuses (NUL), or that stand for a space here: encoded as bytes.
 _NOT_LEARNED = re.compile(f"[\0\t\u2585{SPACE}{_STAND_IN}]")
 
+OPTION = "--config.model.vocab_size"
 _MAX_WORDS = {"bpe": None, "unigram": 100_000}
 
 
-def train_model(texts: Iterable[str], where: str, *, kind: str, vocab_size: int, max_bytes: int) -> bytes:
+def train_model(texts: Iterable[str], where: str, *, kind: str, vocab_size: int, max_bytes: int, option: str = OPTION) -> bytes:
     """A serialised SentencePiece model of exactly vocab_size pieces, deterministic in its arguments.
 
     kind: "bpe" (Sennrich et al. 2016) or "unigram" (Kudo 2018). Identity normalisation, no dummy prefix, white space kept, a piece
     for each byte; id 0 unknown (never used), 1 "<|endoftext|>", 2 to 257 the bytes.
+    option: by which the user gives vocab_size.
     Raises DataError, naming a vocab_size that works, when the text has too few or too many different pieces for vocab_size.
     """
     import sentencepiece
@@ -59,7 +61,7 @@ def train_model(texts: Iterable[str], where: str, *, kind: str, vocab_size: int,
             **options,
         )
     except RuntimeError as error:
-        raise _misfit(str(error), where, vocab_size) from error
+        raise _misfit(str(error), where, vocab_size, option) from error
     return _respell(model.getvalue())
 
 
@@ -90,11 +92,11 @@ def _respell(model: bytes) -> bytes:
     return proto.SerializeToString(deterministic=True)
 
 
-def _misfit(message: str, where: str, vocab_size: int) -> DataError:
+def _misfit(message: str, where: str, vocab_size: int, option: str) -> DataError:
     if too_high := re.search(r"set it to a value <= (\d+)", message):
         what = f"the text has too few pieces for a vocabulary of {vocab_size}"
-        return DataError(what, where, f"--config.model.vocab_size={too_high[1]}, or more text")
+        return DataError(what, where, f"{option}={too_high[1]}, or more text")
     if too_low := re.search(r"required_chars\. \d+ vs (\d+)", message):
         what = f"the text has too many different characters for a vocabulary of {vocab_size}"
-        return DataError(what, where, f"--config.model.vocab_size={too_low[1]} or more")
-    return DataError(f"SentencePiece cannot train on this text: {message}", where, "another text or --config.model.vocab_size")
+        return DataError(what, where, f"{option}={too_low[1]} or more")
+    return DataError(f"SentencePiece cannot train on this text: {message}", where, f"another text or {option}")

@@ -52,6 +52,8 @@ def parse(record: Record) -> dict:
         raise Unreadable("no text")
     if not isinstance(document.get("id"), str | int | None):
         raise Unreadable("an id that is no word or number")
+    if not isinstance(document.get("source", ""), str):
+        raise Unreadable("a source that is no word")
     id = record.where if document.get("id") is None else str(document["id"])
     found = {"id": id, "text": document["text"], "source": record.source}
     found |= {key: value for key, value in document.items() if key not in ("id", "text")}

@@ -68,19 +68,33 @@ def run(
 
     what: {'stage': name, 'options': {...}}, by which the folder is known, with the inputs. work: pickled once for each worker.
     prepare: called before the first batch, each time that the stage starts; what it counts is added. finish: gets what is known of
-    the parts, which it may replace by other files, and gives back what is known of these, a `folder.part` each.
+    the parts, and gives back what is known of the files that replace them, a `folder.part` each; it may be called again after a kill.
+    Parts that it does not name are deleted when `stage.json` is there.
     Raises what `Journal`, `work`, `prepare` and `finish` raise; CannotWrite when another process writes there.
     """
     files.make_folder(path)
-    with lock.held(path / "lock", lambda owner: _busy(path, owner)):
+    with lock.held(path / "lock", lambda owner: refuse_busy(path, owner)):
         journal = Journal(path, what | {"inputs": inputs.identity()})
         if journal.is_done:
             machine.say(f"{path}: already there, used as it is")
-            return Tally(**folder.read(path)["tally"])
-        return _go_on(journal, what["stage"], inputs, work, suffix, machine, prepare, finish)
+            total = Tally(**folder.read(path)["tally"])
+        else:
+            total = _go_on(journal, what["stage"], inputs, work, suffix, machine, prepare, finish)
+        _delete_replaced(path, suffix)
+        return total
 
 
-def _busy(path: pathlib.Path, owner: str) -> None:
+def _delete_replaced(path: pathlib.Path, suffix: str) -> None:
+    """The parts in whose place `finish` has put other files."""
+    kept = {part["name"] for part in folder.read(path)["parts"]}
+    with files.writing(path):
+        for left in path.glob(f"part-*{suffix}*"):
+            if left.name not in kept:
+                left.unlink()
+
+
+def refuse_busy(path: pathlib.Path, owner: str) -> None:
+    """Raises CannotWrite."""
     raise CannotWrite(f"{owner} is writing there", str(path), "waiting for it, or another --output")
 
 
@@ -110,8 +124,8 @@ def _go_on(
     else:
         part.discard()
     _write_quarantine(journal.path, total)
-    found = {"records": place.number, "seconds": round(time.monotonic() - start, 1), "tally": total.as_json()}
-    journal.end(finish(journal.parts), found)
+    parts = finish(journal.parts)
+    journal.end(parts, {"records": place.number, "seconds": round(time.monotonic() - start, 1), "tally": total.as_json()})
     return total
 
 

@@ -25,6 +25,10 @@ class Entry:
 STAGES = {
     "clean": Entry("clean", "Clean", "repair encodings and white space, leave out what is too short"),
     "decontaminate": Entry("decontaminate", "Decontaminate", "remove what evaluation tasks have too"),
+    "train-tokenizer": Entry("train_tokenizer", "TrainTokenizer", "train a tokenizer on a sample of the documents"),
+    "tokenize": Entry("tokenize", "Tokenize", "text to token ids, in Megatron's .bin and .idx"),
+    "merge": Entry("merge", "Merge", "several folders of tokens into one"),
+    "split": Entry("merge", "Split", "a folder of tokens into train, valid and test"),
 }
 
 

@@ -1,4 +1,6 @@
+import hashlib
 import json
+import pathlib
 import struct
 
 import numpy as np
@@ -83,6 +85,9 @@ def test_round_trip(tmp_path_factory, documents):
         "num_tokens": len(flat),
         "num_documents": len(documents),
         "num_bytes": 10 * len(documents),
+        "eod_id": None,
+        "bin_sha256": hashlib.sha256(pathlib.Path(f"{store.prefix}.bin").read_bytes()).hexdigest(),
+        "idx_sha256": hashlib.sha256(pathlib.Path(f"{store.prefix}.idx").read_bytes()).hexdigest(),
     }
 
 

@@ -114,6 +114,7 @@ HOSTILE = {
     b'{"text": "a", "b": "\\udc00"}': "lone surrogates",
     b'{"text": "a", "b": NaN}': "not JSON",
     b'{"text": "a", "id": [1]}': "an id that is no word or number",
+    b'{"text": "a", "source": [1]}': "a source that is no word",
     b"[" * 100_000: "not JSON",
 }
 

@@ -1,0 +1,25 @@
+"""Checks a store of tokens: a folder that `tokenize`, `merge` or `split` wrote, or FILE.idx with its FILE.bin, as Megatron has them.
+
+The index's header and sizes, that every sequence lies in .bin, ids below the size of the vocabulary, an end of document at each end,
+what the sidecar says, and the hashes of all files. Exit code 0, or 65 with each fault in a line.
+"""
+
+import argparse
+
+
+def main(arguments: list[str]) -> int:
+    from mtnlg.cli.main import Parser
+    from mtnlg.core.errors import DataError
+    from mtnlg.factory import verify
+
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="python -m mtnlg data verify", description=__doc__, allow_abbrev=False, formatter_class=raw)
+    parser.add_argument("store", metavar="FILE", help="a folder of tokens, or FILE.idx")
+    parser.add_argument("--tokenizer", metavar="PATH", help="of tokens without a tokenizer beside them, to judge ids and ends by")
+    options = parser.parse_args(arguments)
+    if found := verify.faults(options.store, options.tokenizer):
+        for fault in found:
+            print(f"{options.store}: {fault}")
+        return DataError.exit_code
+    print(f"{options.store}: whole")
+    return 0

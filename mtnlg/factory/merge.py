@@ -1,0 +1,130 @@
+"""Folders of tokens to other folders of tokens: several into one, or one into several."""
+
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mtnlg.core import files, lock
+from mtnlg.core.errors import ConfigError, DataError
+from mtnlg.core.schema import key
+from mtnlg.corpus import split as splits
+from mtnlg.corpus import tokens
+from mtnlg.data import tokenizer as tokenizers
+from mtnlg.data.store import Store
+from mtnlg.data.tokenizer import Tokenizer
+from mtnlg.factory import folder, passes
+from mtnlg.factory.passes import Machine
+from mtnlg.factory.tally import Tally
+from mtnlg.factory.tokenize import listed
+
+SIDES = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Writes the documents of several folders of tokens into one, in the order of the inputs; all must have the same tokenizer."""
+
+    def run(self, inputs: tuple[str, ...], output, machine: Machine) -> Tally:
+        """Raises ConfigError, DataError, MissingInput, and what `folder.Journal` raises."""
+        return _run("merge", self, inputs, pathlib.Path(output), machine, self._write)
+
+    def _write(self, stores: dict[str, Store], tokenizer: Tokenizer, path: pathlib.Path, tally: Tally) -> list[dict]:
+        with tokens.writer(path / tokens.NAME, tokenizer) as writer:
+            for store in stores.values():
+                for number, chunk in enumerate(tokens.chunks(store)):
+                    writer.extend(chunk.ids, chunk.lengths, 0 if number else store.sidecar["num_bytes"])
+        tokenizer.save(path / tokens.TOKENIZER)
+        for name, store in stores.items():
+            _count(tally, "written", name, store)
+        return listed(path)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Writes the documents of a folder of tokens into the folders train, valid and test, by weight, each document into one of them."""
+
+    weights: tuple[float, ...] = key((969.0, 30.0, 1.0), "of train, valid and perhaps test; each gets its share of the documents")
+
+    def check(self) -> None:
+        if not 2 <= len(self.weights) <= len(SIDES) or not all(0 < weight < float("inf") for weight in self.weights):
+            raise ConfigError(f"weights {self.weights}", "--weights", "two or three numbers above 0, as --weights=969,30,1")
+
+    def run(self, inputs: tuple[str, ...], output, machine: Machine) -> Tally:
+        """Raises as `Merge.run`."""
+        self.check()
+        if len(inputs) != 1:
+            raise ConfigError(f"{len(inputs)} inputs", "--input", "one folder of tokens, perhaps of python -m mtnlg data merge")
+        return _run("split", self, inputs, pathlib.Path(output), machine, self._write)
+
+    def _write(self, stores: dict[str, Store], tokenizer: Tokenizer, path: pathlib.Path, tally: Tally) -> list[dict]:
+        (store,) = stores.values()
+        side_of, found = sides(store.num_documents, self.weights), []
+        for side, name in enumerate(SIDES[: len(self.weights)]):
+            with tokens.writer(path / name / tokens.NAME, tokenizer) as writer:
+                for chunk in tokens.chunks(store):
+                    kept = chunk.only(side_of[chunk.numbers] == side)
+                    writer.extend(kept.ids, kept.lengths, kept.num_bytes(tokenizer))
+            tokenizer.save(path / name / tokens.TOKENIZER)
+            _count(tally, "written", name, Store(path / name / tokens.NAME))
+            found += [part | {"name": f"{name}/{part['name']}"} for part in listed(path / name)]
+        return found
+
+
+def sides(num_documents: int, weights: tuple[float, ...]) -> np.ndarray:
+    """int8 [num_documents]: the side of each document. Shares are exact (largest remainder); which documents, a hash of numbers says.
+
+    Raises DataError when a side would be empty.
+    """
+    ideal = np.array(weights) / sum(weights) * num_documents
+    counts = np.floor(ideal).astype(np.int64)
+    counts[np.argsort(counts - ideal, kind="stable")[: num_documents - counts.sum()]] += 1
+    if not counts.all():
+        raise DataError(f"{num_documents} documents are too few for weights {weights}", "--weights", "other weights, or more documents")
+    found = np.empty(num_documents, np.int8)
+    found[np.argsort(tokens.hashes(num_documents), kind="stable")] = np.repeat(np.arange(len(weights)), counts)
+    return found
+
+
+def _run(name: str, options, inputs: tuple[str, ...], path: pathlib.Path, machine: Machine, write: Callable) -> Tally:
+    """A stage that copies stores: killed, it begins again. write: makes the files, and gives what is known of them."""
+    tokenizer = _tokenizer(inputs)
+    stores = {one: tokens.open_store(source, tokenizer) for one, source in zip(splits.names(inputs), inputs, strict=True)}
+    what = {"stage": name, "options": dataclasses.asdict(options), "inputs": [_identity(source) for source in inputs]}
+    files.make_folder(path)
+    with lock.held(path / "lock", lambda owner: passes.refuse_busy(path, owner)):
+        journal = folder.Journal(path, what)
+        if journal.is_done:
+            machine.say(f"{path}: already there, used as it is")
+            return Tally(**folder.read(path)["tally"])
+        start, tally = time.monotonic(), Tally()
+        for one, store in stores.items():
+            _count(tally, "read", one, store)
+        parts = write(stores, tokenizer, path, tally)
+        records = sum(store.num_documents for store in stores.values())
+        journal.end(parts, {"records": records, "seconds": round(time.monotonic() - start, 1), "tally": tally.as_json()})
+        return tally
+
+
+def _tokenizer(inputs: tuple[str, ...]) -> Tokenizer:
+    """That of all the inputs."""
+    for source in inputs:
+        folder.require_ended(pathlib.Path(source))
+    loaded = [tokenizers.load(pathlib.Path(source) / tokens.TOKENIZER) for source in inputs]
+    if other := next((source for source, one in zip(inputs, loaded, strict=True) if one.sha256 != loaded[0].sha256), None):
+        raise ConfigError(f"{other} has another tokenizer than {inputs[0]}", "--input", "folders of tokens of one tokenizer")
+    return loaded[0]
+
+
+def _identity(source: str) -> str | list:
+    stats = [(file.id, file.path.stat()) for file in tokens.files(source)]
+    return folder.sha256(source) or [json.dumps([id, stat.st_size, stat.st_mtime_ns]) for id, stat in stats]
+
+
+def _count(tally: Tally, side: str, name: str, store: Store) -> None:
+    for unit, number in (("documents", store.num_documents), ("tokens", store.num_tokens), ("bytes", store.sidecar["num_bytes"])):
+        tally.count(f"{unit} {side}", name, number)
