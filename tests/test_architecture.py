@@ -44,6 +44,8 @@ HOMES = {
     "tensorboardX": {"run"},
     "zstandard": {"corpus", "factory"},
     "ftfy": {"factory"},
+    "rensa": {"factory"},
+    "scipy": {"factory"},
     "datatrove": {"factory"},
 }
 NO_JAX = tuple(f"core.{name}" for name in ("schema", "config", "errors", "validate", "files", "lock", "extras"))

@@ -84,6 +84,25 @@ def write_atomic(path, content: bytes | str, named_by: str = FOLDERS) -> None:
                 draft(path).unlink()
 
 
+@contextlib.contextmanager
+def making_folder(path: pathlib.Path):
+    """Gives an empty folder to write into, which then bears the name `path`: whoever looks sees all that was written, or nothing.
+
+    Raises CannotWrite or TemporaryFailure.
+    """
+    with writing(path):
+        shutil.rmtree(draft(path), ignore_errors=True)
+        draft(path).mkdir()
+    yield draft(path)
+    with writing(path):
+        for file in draft(path).iterdir():
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+        sync_folder(draft(path))
+        os.replace(draft(path), path)
+        sync_folder(path.parent)
+
+
 class AppendFile:
     """A file that grows by whole records: one that does not fit leaves nothing behind.
 

@@ -152,17 +152,10 @@ def _texts(record: Record) -> Iterator[str]:
 
 
 def _taken(texts: list[str], min_words: int, max_words: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(n, values of n-grams, values of their beginnings) of all these texts, taken apart together: small ones would cost more alone."""
-    found = words.words("\n".join(texts))
-    owners = np.searchsorted(np.cumsum([len(text) + 1 for text in texts]), found.starts, side="right")
-    sizes = np.bincount(owners, minlength=len(texts))
-    for n, values in words.runs(found.values, max_words):
+    """(n, values of n-grams, values of their beginnings) of all these texts."""
+    for n, values, _, is_taken in words.runs_inside(texts, max_words):
         if n == min_words:
             begins = values
         if n >= min_words:
-            owner = owners[: values.size]
-            inside = owner == owners[n - 1 :]
-            if n < max_words:
-                inside &= sizes[owner] == n
-            taken, first = np.unique(values[inside], return_index=True)
-            yield n, taken, begins[: values.size][inside][first]
+            taken, first = np.unique(values[is_taken], return_index=True)
+            yield n, taken, begins[: values.size][is_taken][first]

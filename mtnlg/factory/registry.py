@@ -24,6 +24,7 @@ class Entry:
 
 STAGES = {
     "clean": Entry("clean", "Clean", "repair encodings and white space, leave out what is too short"),
+    "dedup": Entry("dedup", "Dedup", "leave out documents that are there already, or nearly"),
     "decontaminate": Entry("decontaminate", "Decontaminate", "remove what evaluation tasks have too"),
     "train-tokenizer": Entry("train_tokenizer", "TrainTokenizer", "train a tokenizer on a sample of the documents"),
     "tokenize": Entry("tokenize", "Tokenize", "text to token ids, in Megatron's .bin and .idx"),

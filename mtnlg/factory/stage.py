@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import traceback
 from collections.abc import Callable, Iterator
@@ -25,20 +26,24 @@ class Step(Protocol):
 
 
 class DocumentWork:
-    """A step over the documents of a batch, as lines of JSONL in a zstd frame of their own. What a step cannot digest is set aside."""
+    """A step over the documents of a batch, as lines of JSONL in a zstd frame of their own. What a step cannot digest is set aside.
 
-    def __init__(self, make_step: Callable[[], Step], parse: Callable[[Record], dict] = documents.parse):
-        self._make_step, self._parse = make_step, parse
-        self._step: Step | None = None
+    is_numbered: the step gets the number of the record first, as in `Batch`.
+    """
+
+    def __init__(self, make_step: Callable, parse: Callable[[Record], dict] = documents.parse, is_numbered: bool = False):
+        self._make_step, self._parse, self._is_numbered = make_step, parse, is_numbered
+        self._step: Callable | None = None
 
     def __call__(self, batch: Batch) -> Result:
         import zstandard
 
         self._step = self._step or self._make_step()
         tally, lines = Tally(), []
-        for record in batch.records:
+        for number, record in enumerate(batch.records, batch.first):
+            step = functools.partial(self._step, number) if self._is_numbered else self._step
             with setting_aside(tally, record.where, record.content):
-                lines += [documents.line(one) for one in apply(self._step, self._parse(record), tally)]
+                lines += [documents.line(one) for one in apply(step, self._parse(record), tally)]
         return Result(zstandard.compress(b"".join(lines), 3) if lines else b"", tally)
 
 

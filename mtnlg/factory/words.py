@@ -47,6 +47,29 @@ def runs(values: np.ndarray, longest: int) -> Iterator[tuple[int, np.ndarray]]:
         yield n, found
 
 
+def runs_inside(texts: list[str], longest: int) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """Of all these texts, taken apart together, for small ones would cost more alone: `runs`, with (places in `texts`, bool) beside.
+
+    True: the run lies inside one text, and has `longest` words or is the whole of a shorter one.
+    """
+    found = words("\n".join(texts))
+    owners = np.searchsorted(np.cumsum([len(text) + 1 for text in texts]), found.starts, side="right")
+    sizes = np.bincount(owners, minlength=len(texts))
+    for n, values in runs(found.values, longest):
+        owner = owners[: values.size]
+        is_taken = owner == owners[n - 1 :]
+        if n < longest:
+            is_taken &= sizes[owner] == n
+        yield n, values, owner, is_taken
+
+
+def mixed(values: np.ndarray) -> np.ndarray:
+    """So that every bit depends on all (Steele, Lea and Flood 2014, SplitMix64)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
 def _values(units: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """A polynomial of each word's characters modulo 2^64, then mixed."""
     found = np.empty(starts.size, np.uint64)
@@ -58,7 +81,7 @@ def _values(units: np.ndarray, starts: np.ndarray) -> np.ndarray:
             inside = starts[first:end] - begin
             terms = units[begin:stop] * _powers(_CHAR_BASE, stop - begin)
             found[first:end] = np.add.reduceat(terms, inside) * _powers(pow(_CHAR_BASE, -1, 2**64), _BLOCK_CHARS)[inside]
-    return _mixed(found)
+    return mixed(found)
 
 
 def _powers(base: int, number: int) -> np.ndarray:
@@ -75,13 +98,6 @@ def _new_powers(base: int, number: int) -> np.ndarray:
     factors = np.full(number, base, np.uint64)
     factors[0] = 1
     return np.cumprod(factors)
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """So that every bit depends on all (Steele, Lea and Flood 2014, SplitMix64)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 @functools.cache

@@ -1,0 +1,191 @@
+"""Times `mtnlg data dedup` next to datasketch (and datatrove, where it is installed), and its search for candidates alone.
+
+All with 20 bands of 13 hashes over shingles of 5 lower-case words, one process each, reading the same JSONL; samples are fresh processes
+that take turns. datasketch compares the shingle sets of what shares a band and joins clusters, as we do, and writes nothing. datatrove
+writes what it keeps and compares no sets. The corpus is Python's own library, or --input.
+
+Needs `pip install datasketch`, which is no dependency of the project.
+
+COMMAND: python -m benchmarks.dedup --input=a.jsonl.gz,b.jsonl, or python -m benchmarks.dedup --signatures=10000000
+"""
+
+import argparse
+import importlib.util
+import itertools
+import json
+import os
+import pathlib
+import re
+import resource
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+
+import numpy as np
+
+from mtnlg.core import files
+from mtnlg.factory import documents, folder, registry
+from mtnlg.factory.inputs import Inputs
+from mtnlg.factory.passes import Machine
+
+_CHUNK = 1 << 16
+
+
+def ours(paths: tuple[str, ...], path: pathlib.Path) -> list[int]:
+    """Numbers of the documents that are left out."""
+    registry.make("dedup", {}).run(paths, path, Machine(1, progress=False))
+    return np.load(path / "duplicates" / "duplicates.npy")["number"].tolist()
+
+
+def datasketch(paths: tuple[str, ...], path: pathlib.Path) -> list[int]:
+    from datasketch import MinHash, MinHashLSH
+
+    index, sets, kept = MinHashLSH(num_perm=260, params=(20, 13)), {}, {}
+
+    def first_of(number: int) -> int:
+        while kept[number] != number:
+            number = kept[number]
+        return number
+
+    for number, (_, record) in enumerate(Inputs(paths).records()):
+        words = re.findall(r"\w+", documents.parse(record)["text"].lower())
+        shingles = {" ".join(words[at : at + 5]).encode() for at in range(max(len(words) - 4, 1))}
+        signature = MinHash(260)
+        signature.update_batch(list(shingles))
+        kept[number], sets[number] = number, shingles
+        for other in index.query(signature):
+            if len(shingles & sets[other]) >= 0.8 * len(shingles | sets[other]):
+                low, high = sorted((first_of(number), first_of(other)))
+                kept[high] = low
+        index.insert(number, signature)
+    return [number for number, one in kept.items() if one != number]
+
+
+def datatrove(paths: tuple[str, ...], path: pathlib.Path) -> list[int]:
+    from datatrove.executor import LocalPipelineExecutor
+    from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter, MinhashDedupSignature
+    from datatrove.pipeline.dedup.minhash import MinhashConfig
+    from datatrove.pipeline.readers import JsonlReader
+    from datatrove.pipeline.writers import JsonlWriter
+
+    (path / "in").mkdir(parents=True)
+    numbered = (documents.parse(record) | {"id": str(number)} for number, (_, record) in enumerate(Inputs(paths).records()))
+    (path / "in" / "a.jsonl").write_bytes(b"".join(map(documents.line, numbered)))
+    start = time.perf_counter()
+    config = MinhashConfig(n_grams=5, num_buckets=20, hashes_per_bucket=13)
+    reader = JsonlReader(str(path / "in"))
+    steps = [
+        [reader, MinhashDedupSignature(str(path / "signatures"), config=config)],
+        [MinhashDedupBuckets(str(path / "signatures"), str(path / "buckets"), config=config)],
+        [MinhashDedupCluster(str(path / "buckets"), str(path / "left_out"), config=config)],
+        [reader, MinhashDedupFilter(str(path / "left_out")), JsonlWriter(str(path / "kept"), compression=None)],
+    ]
+    for number, step in enumerate(steps):
+        LocalPipelineExecutor(step, tasks=20 if number == 1 else 1, workers=1, logging_dir=str(path / "logs" / str(number))).run()
+    _tell_seconds(start)
+    kept = {int(json.loads(line)["id"]) for file in (path / "kept").iterdir() for line in file.open()}
+    return sorted(set(range(sum(1 for _ in Inputs(paths).records()))) - kept)
+
+
+_told: list[float] = []
+
+
+def _tell_seconds(start: float) -> None:
+    """Where not all of the work is to be counted."""
+    _told.append(time.perf_counter() - start)
+
+
+PROGRAMS = {"ours": ours, "datasketch": datasketch, "datatrove": datatrove}
+
+
+def sample(name: str, paths: tuple[str, ...]) -> dict:
+    """Of this process: seconds, peak memory in MB and in MB above what it had when its libraries were there, documents left out."""
+    for library in ("scipy.sparse.csgraph", "rensa") if name == "ours" else (name,):
+        importlib.import_module(library)
+    before, start = _peak_mb(), time.perf_counter()
+    with tempfile.TemporaryDirectory() as path:
+        left_out = PROGRAMS[name](paths, pathlib.Path(path) / "out")
+        seconds = time.perf_counter() - start
+    return {"seconds": _told[0] if _told else seconds, "peak": _peak_mb(), "grown": _peak_mb() - before, "left_out": left_out}
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+def library(path: pathlib.Path) -> str:
+    """Python's own library as JSONL."""
+    with open(path, "wb") as file:
+        for source in sorted(pathlib.Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
+            if "site-packages" not in source.parts:
+                file.write(documents.line({"id": str(source), "text": source.read_text(errors="replace")}))
+    return str(path)
+
+
+def compare(paths: tuple[str, ...], repeats: int) -> None:
+    num_documents = sum(1 for _ in Inputs(paths).records())
+    megabytes = sum(len(documents.parse(record)["text"].encode()) for _, record in Inputs(paths).records()) / 1e6
+    print(f"{num_documents} documents, {megabytes:.1f} MB")
+    names = [name for name in PROGRAMS if name == "ours" or importlib.util.find_spec(name)]
+    samples: dict[str, list[dict]] = {name: [] for name in names}
+    for _, name in itertools.product(range(repeats), names):
+        command = [sys.executable, "-m", "benchmarks.dedup", f"--sample={name}", f"--input={','.join(paths)}"]
+        child = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+        samples[name].append(json.loads(child.stdout.splitlines()[-1]))
+    print("| program | seconds, median (range) | documents/s | MB/s | peak MB | left out | of these by ours too |")
+    print("|---|---|---|---|---|---|---|")
+    known = set(samples["ours"][0]["left_out"])
+    for name, found in samples.items():
+        seconds, left_out = sorted(one["seconds"] for one in found), found[0]["left_out"]
+        middle = float(np.median(seconds))
+        speeds = f"{middle:.1f} ({seconds[0]:.1f}-{seconds[-1]:.1f}) | {num_documents / middle:.0f} | {megabytes / middle:.1f}"
+        peak = f"{found[0]['peak']:.0f} (+{found[0]['grown']:.0f})"
+        print(f"| {name} | {speeds} | {peak} | {len(left_out)} | {len(known & set(left_out))} |")
+
+
+def time_candidates(number: int) -> None:
+    """Of random signatures; every 20th has half of its bands from the one before, and every 50th its text."""
+    from mtnlg.factory import candidates
+    from mtnlg.factory.signatures import ROW
+
+    numbers = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as name:
+        path = pathlib.Path(name) / "signatures"
+        path.mkdir()
+        with open(path / "part-00000", "wb") as file:
+            for start in range(0, number, _CHUNK):
+                rows = np.frombuffer(numbers.bytes(ROW.itemsize * min(_CHUNK, number - start)), ROW).copy()
+                rows["num_shingles"] = 100
+                for field, every, of in (("bands", 20, np.s_[:10]), ("text", 50, ...)):
+                    rows[field][every::every, of] = rows[field][every - 1 : len(rows) - 1 : every, of]
+                file.write(rows.tobytes())
+        size = os.path.getsize(path / "part-00000")
+        files.write_atomic(path / folder.DONE, json.dumps({"parts": [folder.part("part-00000", "", size)]}))
+        before, start_time = _peak_mb(), time.perf_counter()
+        candidates.find(path, pathlib.Path(name) / "out")
+        seconds = time.perf_counter() - start_time
+        found = {name: np.memmap(pathlib.Path(name_) / "out" / name, candidates.PAIR).size for name_ in [name] for name in ("same", "near")}
+    print(f"{number} signatures: {seconds:.1f} s, peak {_peak_mb():.0f} MB (+{_peak_mb() - before:.0f}), {found}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", help="files and folders of JSONL (default: Python's own library)")
+    parser.add_argument("--repeats", type=int, default=3, help="fresh processes of each program (default: 3)")
+    parser.add_argument("--signatures", type=int, help="times the search for candidates among so many")
+    parser.add_argument("--sample", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.signatures:
+        time_candidates(options.signatures)
+    elif options.sample:
+        print(json.dumps(sample(options.sample, tuple(options.input.split(",")))))
+    else:
+        with tempfile.TemporaryDirectory() as path:
+            paths = tuple(options.input.split(",")) if options.input else (library(pathlib.Path(path) / "library.jsonl"),)
+            compare(paths, options.repeats)
+
+
+if __name__ == "__main__":
+    main()
