@@ -42,7 +42,7 @@ HOMES = {
     "matplotlib": {"run"},
     "tensorboardX": {"run"},
     "zstandard": {"corpus", "factory"},
-    "ftfy": {"factory"},
+    **{name: {"factory"} for name in ("ftfy", "lingua", "sklearn", "scipy", "jieba", "HanTa")},
     "datatrove": {"factory"},
 }
 NO_JAX = tuple(f"core.{name}" for name in ("schema", "config", "errors", "validate", "files", "lock", "extras"))

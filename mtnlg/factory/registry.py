@@ -24,6 +24,7 @@ class Entry:
 
 STAGES = {
     "clean": Entry("clean", "Clean", "repair encodings and white space, leave out what is too short"),
+    "filter": Entry("filter", "Filter", "keep documents by language, quality, fields and heuristics"),
     "decontaminate": Entry("decontaminate", "Decontaminate", "remove what evaluation tasks have too"),
 }
 
