@@ -43,9 +43,7 @@ HOMES = {
     "matplotlib": {"run"},
     "tensorboardX": {"run"},
     "zstandard": {"corpus", "factory"},
-    "ftfy": {"factory"},
-    "rensa": {"factory"},
-    "scipy": {"factory"},
+    **{name: {"factory"} for name in ("ftfy", "rensa", "scipy", "lingua", "sklearn", "jieba", "HanTa")},
     "datatrove": {"factory"},
 }
 NO_JAX = tuple(f"core.{name}" for name in ("schema", "config", "errors", "validate", "files", "lock", "extras"))

@@ -26,6 +26,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "build": Command("data_build", "a whole graph of stages, as configs/data/demo.py writes it down"),
+    "train-quality": Command("data_quality", "a classifier of quality from good and bad documents"),
     "blend": Command("data_blend", "how often a run with these weights reads each source"),
     "show": Command("data_show", "a store of tokens, and its documents as ids and text"),
     "verify": Command("data_verify", "whether a store of tokens is whole"),
@@ -98,7 +99,7 @@ Commands:
 
 def _stage_parser(name: str) -> Parser:
     parser = Parser(prog=f"python -m mtnlg data {name}", description=registry.options_of(name).__doc__, allow_abbrev=False)
-    parser.add_argument("--input", metavar="PATH,...", type=_paths, required=True, help="files and folders of JSONL, in this order")
+    parser.add_argument("--input", metavar="PATH,...", type=paths, required=True, help="files and folders of JSONL, in this order")
     parser.add_argument("--output", metavar="FOLDER", required=True, help="where the stage writes; an unfinished one goes on there")
     add_workers(parser)
     parser.add_argument("--report", metavar="FILE.html", help="a page about what was kept, what was left out and why")
@@ -120,5 +121,6 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _paths(text: str) -> tuple[str, ...]:
+def paths(text: str) -> tuple[str, ...]:
+    """Of a list with commas."""
     return tuple(part for part in text.split(",") if part)

@@ -6,25 +6,26 @@ A folder that `tokenize`, `merge` or `split` wrote, or FILE.idx with its FILE.bi
 import argparse
 import textwrap
 
+from mtnlg.cli.data import require_nothing
 from mtnlg.factory.summary import printable
 
 _MOST_LINES = 10  # of ids, and of text
 _WIDTH = 110
 
 
-def main(arguments: list[str]) -> int:
-    from mtnlg.cli.main import Parser
-    from mtnlg.corpus import tokens
-    from mtnlg.data import tokenizer as tokenizers
-    from mtnlg.data.store import Store
-
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog="python -m mtnlg data show", description=__doc__, allow_abbrev=False, formatter_class=raw)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", metavar="FILE", help="a folder of tokens, or FILE.idx")
     parser.add_argument("--doc", metavar="N", type=int, help="a document, counted from 0; -1 is the last")
     parser.add_argument("--all", action="store_true", help="the whole document, however long it is")
     parser.add_argument("--tokenizer", metavar="PATH", help="of tokens without a tokenizer beside them")
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace, rest: list[str]) -> int:
+    from mtnlg.corpus import tokens
+    from mtnlg.data import tokenizer as tokenizers
+    from mtnlg.data.store import Store
+
+    require_nothing(rest)
     prefix, beside = tokens.locate(options.store)
     path = options.tokenizer or beside
     store, tokenizer = Store(prefix), tokenizers.load(path) if path else None

@@ -6,17 +6,19 @@ what the sidecar says, and the hashes of all files. Exit code 0, or 65 with each
 
 import argparse
 
+from mtnlg.cli.data import require_nothing
 
-def main(arguments: list[str]) -> int:
-    from mtnlg.cli.main import Parser
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", metavar="FILE", help="a folder of tokens, or FILE.idx")
+    parser.add_argument("--tokenizer", metavar="PATH", help="of tokens without a tokenizer beside them, to judge ids and ends by")
+
+
+def run(options: argparse.Namespace, rest: list[str]) -> int:
     from mtnlg.core.errors import DataError
     from mtnlg.factory import verify
 
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog="python -m mtnlg data verify", description=__doc__, allow_abbrev=False, formatter_class=raw)
-    parser.add_argument("store", metavar="FILE", help="a folder of tokens, or FILE.idx")
-    parser.add_argument("--tokenizer", metavar="PATH", help="of tokens without a tokenizer beside them, to judge ids and ends by")
-    options = parser.parse_args(arguments)
+    require_nothing(rest)
     if found := verify.faults(options.store, options.tokenizer):
         for fault in found:
             print(f"{options.store}: {fault}")

@@ -24,6 +24,7 @@ class Entry:
 
 STAGES = {
     "clean": Entry("clean", "Clean", "repair encodings and white space, leave out what is too short"),
+    "filter": Entry("filter", "Filter", "keep documents by language, quality, fields and heuristics"),
     "dedup": Entry("dedup", "Dedup", "leave out documents that are there already, or nearly"),
     "decontaminate": Entry("decontaminate", "Decontaminate", "remove what evaluation tasks have too"),
     "train-tokenizer": Entry("train_tokenizer", "TrainTokenizer", "train a tokenizer on a sample of the documents"),

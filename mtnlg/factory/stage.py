@@ -77,9 +77,12 @@ def apply(step: Step, document: dict, tally: Tally) -> list[dict]:
     return made
 
 
-def run(path, stage: str, options, inputs: Inputs, make_step: Callable[[], Step], machine: Machine) -> Tally:
-    """Runs a step over all documents of the inputs into the folder `path`; options: a frozen dataclass. Raises what `passes.run` does."""
-    what = {"stage": stage, "options": dataclasses.asdict(options)}
+def run(path, stage: str, options, inputs: Inputs, make_step: Callable[[], Step], machine: Machine, **known) -> Tally:
+    """Runs a step over all documents of the inputs into the folder `path`; options: a frozen dataclass.
+
+    known: what the folder is known by beside, as the content of a file that an option names. Raises what `passes.run` does.
+    """
+    what = {"stage": stage, "options": dataclasses.asdict(options)} | known
     return passes.run(pathlib.Path(path), what, inputs, DocumentWork(make_step), SUFFIX, machine)
 
 
