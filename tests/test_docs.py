@@ -89,7 +89,7 @@ def _problems_of_verb(words: list[str]) -> list[str]:
         return []
     if verb not in cli.VERBS:
         return [f"there is no verb {verb}"]
-    if "--help" in arguments:
+    if "--help" in arguments or words == ["data"]:
         return []
     try:
         if verb == "data":
