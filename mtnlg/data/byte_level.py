@@ -9,7 +9,7 @@ from mtnlg.core.errors import DataError
 END_OF_DOCUMENT = "<|endoftext|>"
 
 # GPT-2's pre-tokenisation as tiktoken spells it: the same pieces as the `tokenizers` library's ByteLevel, without its backtracking.
-_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
@@ -75,7 +75,7 @@ def engine(description: dict):
     ranks |= {spelled_bytes("".join(pair)): id for pair, id in zip(pairs, merged, strict=True)}
     if len(set(ranks.values())) < len(ranks):
         return None
-    return tiktoken.Encoding("byte-level", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={})
+    return tiktoken.Encoding("byte-level", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
 
 
 def train(texts: Iterable[str], where: str, vocab_size: int) -> tuple[bytes, bytes]:

@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -31,6 +32,7 @@ DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.
 
 _HEADER = struct.Struct("<9sQBQQ")
 _SCAN_TOKENS = 1 << 22
+_INDEX_DOCUMENTS = 1 << 18  # written at once
 _CURE = "prepare the data again"
 
 
@@ -93,19 +95,17 @@ class StoreWriter:
         self._hash.update(content)
         sidecar["max_id"] = max(sidecar["max_id"], int(ids.max()) if ids.size else -1)
         sidecar["num_bytes"] += num_bytes
-        self._lengths.extend(lengths)
+        self._lengths.frombytes(np.asarray(lengths, np.int32).tobytes())
 
     def close(self) -> None:
         """Finishes the store and gives its files their names."""
-        index = self._index()
-        digests = {"bin_sha256": self._hash.hexdigest(), "idx_sha256": hashlib.sha256(index).hexdigest()}
-        self._sidecar |= {"num_documents": len(self._lengths)} | digests
         try:
             with self._errors():
                 files.sync(self._file)
                 self._file.close()
+                digests = {"bin_sha256": self._hash.hexdigest(), "idx_sha256": self._write_index()}
+                self._sidecar |= {"num_documents": len(self._lengths)} | digests
                 files.write_synced(files.draft(self._json), json.dumps(self._sidecar, indent=1) + "\n")
-                files.write_synced(files.draft(self._idx), index)
                 self._idx.unlink(missing_ok=True)
                 for path in (self._bin, self._json, self._idx):
                     os.replace(files.draft(path), path)
@@ -132,13 +132,28 @@ class StoreWriter:
         for path in (self._bin, self._json, self._idx):
             files.draft(path).unlink(missing_ok=True)
 
-    def _index(self) -> bytes:
-        lengths = np.array(self._lengths, np.int32)
-        ends = np.cumsum(lengths, dtype=np.int64)
+    def _write_index(self) -> str:
+        """Its SHA-256."""
+        digest = hashlib.sha256()
+        with open(files.draft(self._idx), "wb") as file:
+            for piece in self._index():
+                file.write(piece)
+                digest.update(piece)
+            files.sync(file)
+        return digest.hexdigest()
+
+    def _index(self) -> Iterator[bytes]:
+        num_documents, offset = len(self._lengths), 0
         code = next(code for code, dtype in DTYPES.items() if dtype == self._dtype)
-        header = _HEADER.pack(MAGIC, VERSION, code, len(lengths), len(lengths) + 1)
-        offsets = (ends - lengths) * self._dtype.itemsize
-        return header + lengths.tobytes() + offsets.tobytes() + np.arange(len(lengths) + 1, dtype=np.int64).tobytes()
+        yield _HEADER.pack(MAGIC, VERSION, code, num_documents, num_documents + 1)
+        yield memoryview(self._lengths)
+        for start in range(0, num_documents, _INDEX_DOCUMENTS):
+            sizes = np.array(self._lengths[start : start + _INDEX_DOCUMENTS], np.int64) * self._dtype.itemsize
+            ends = offset + np.cumsum(sizes)
+            yield (ends - sizes).tobytes()
+            offset = int(ends[-1])
+        for start in range(0, num_documents + 1, _INDEX_DOCUMENTS):
+            yield np.arange(start, min(start + _INDEX_DOCUMENTS, num_documents + 1), dtype=np.int64).tobytes()
 
 
 class Store:

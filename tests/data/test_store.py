@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtnlg.core.errors import CannotWrite, DataError, MissingInput, TemporaryFailure
+from mtnlg.data import store as store_module
 from mtnlg.data.store import Store, StoreWriter
 
 DOCUMENTS = [[1, 2, 3], [4], [5, 6, 70]]
@@ -48,6 +49,13 @@ def test_written_bytes_equal_the_handmade_file(prefix, vocab_size, code, letter)
     bin_bytes, idx_bytes = handmade(DOCUMENTS, code, letter)
     assert (prefix.parent / "store.v1.bin").read_bytes() == bin_bytes
     assert (prefix.parent / "store.v1.idx").read_bytes() == idx_bytes
+
+
+def test_an_index_written_in_pieces(prefix, monkeypatch):
+    monkeypatch.setattr(store_module, "_INDEX_DOCUMENTS", 2)
+    for count in range(6):
+        write(prefix, [[1] * n for n in range(count)])
+        assert (prefix.parent / "store.v1.idx").read_bytes() == handmade([[1] * n for n in range(count)], 8, "H")[1]
 
 
 @pytest.mark.parametrize("code, letter", [(1, "B"), (4, "i"), (5, "q"), (8, "H")])
