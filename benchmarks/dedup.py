@@ -27,6 +27,7 @@ import numpy as np
 
 from mtnlg.core import files
 from mtnlg.factory import documents, folder, registry
+from mtnlg.factory.duplicates import Duplicates
 from mtnlg.factory.inputs import Inputs
 from mtnlg.factory.passes import Machine
 
@@ -36,7 +37,7 @@ _CHUNK = 1 << 16
 def ours(paths: tuple[str, ...], path: pathlib.Path) -> list[int]:
     """Numbers of the documents that are left out."""
     registry.make("dedup", {}).run(paths, path, Machine(1, progress=False))
-    return np.load(path / "duplicates" / "duplicates.npy")["number"].tolist()
+    return Duplicates(path / "duplicates").numbers().tolist()
 
 
 def datasketch(paths: tuple[str, ...], path: pathlib.Path) -> list[int]:

@@ -15,7 +15,7 @@ from mtnlg.factory.spill import Spill
 PAIR = np.dtype([("first", "<u4"), ("second", "<u4")])  # numbers of documents, in order
 SAME, NEAR, NUMBERS, ENDS = "same", "near", "numbers", "ends"
 NUM_BEFORE = 8  # with which a document is compared in each bucket, and with the first
-_MAX_DOCUMENTS = 2**32 - 1
+_MAX_DOCUMENTS = 2**31 - 1  # what `duplicates` can pack
 _CHUNK = 1 << 16  # rows
 _TEXT = np.dtype([("hash", "<u8"), ("number", "<u4")])
 

@@ -4,7 +4,6 @@ Three times over the corpus: for the signatures of all texts, for the shingles o
 Behind the first, candidates are found; behind the second, their similarity is measured and clusters are made.
 """
 
-import bisect
 import dataclasses
 import functools
 import pathlib
@@ -17,7 +16,7 @@ from mtnlg.core.errors import ConfigError
 from mtnlg.core.schema import key
 from mtnlg.factory import candidates, documents, duplicates, folder, passes, signatures, stage
 from mtnlg.factory.documents import Drop
-from mtnlg.factory.duplicates import Verify
+from mtnlg.factory.duplicates import Duplicates, Verify
 from mtnlg.factory.inputs import Inputs
 from mtnlg.factory.parts import Parts
 from mtnlg.factory.passes import Batch, Machine, Result
@@ -90,22 +89,20 @@ class _Step:
     def __init__(self, signed: pathlib.Path, found: pathlib.Path, sources: tuple[str, ...]):
         self._rows = Parts(signed, ROW)
         self._sources: Mapping[int, str] = {signatures.hash_of(source): source for source in sources}
-        self._found = np.load(found / duplicates.DUPLICATES, mmap_mode="r")
-        self._numbers = self._found["number"]
-        self._shown = np.load(found / duplicates.SHOWN)
+        self._duplicates = Duplicates(found)
 
     def __call__(self, number: int, document: dict, tally: Tally) -> list[dict] | Drop:
         self._show(number, document, tally)
-        at = bisect.bisect_left(self._numbers, number)
-        if at == self._numbers.size or self._numbers[at] != number:
+        found = self._duplicates.get(number)
+        if found is None:
             return [document]
-        kept = int(self._found["kept"][at])
+        kept, is_exact = found
         source = self._sources.get(int(self._rows.slice(kept, kept + 1)["source"][0]), "another")
         tally.count("duplicates", f"{document['source']} of {source}")
-        return Drop(EXACT if self._found["is_exact"][at] else NEAR)
+        return Drop(EXACT if is_exact else NEAR)
 
     def _show(self, number: int, document: dict, tally: Tally) -> None:
-        for place, (first, second, jaccard) in enumerate(self._shown.tolist(), 1):
+        for place, (first, second, jaccard) in enumerate(self._duplicates.shown.tolist(), 1):
             if number in (first, second):
                 shown = {"id": document["id"], "is": "kept" if number == first else "left out", "text": documents.shown(document["text"])}
                 tally.sample(f"{NEAR}, pair {place}, Jaccard {jaccard:.3f}", shown)

@@ -14,10 +14,9 @@ from mtnlg.factory.passes import Machine
 from mtnlg.factory.tally import MAX_SAMPLES, Tally
 
 LINK = np.dtype([("first", "<u4"), ("second", "<u4"), ("jaccard", "<f8")])
-DUPLICATE = np.dtype([("number", "<u4"), ("kept", "<u4"), ("is_exact", "?")])
 LINKS, DUPLICATES, SHOWN = "links", "duplicates.npy", "shown.npy"
 _PAIRS_AT_ONCE = 1 << 12
-_LINKS_AT_ONCE = 1 << 20
+_LINKS_AT_ONCE = 1 << 18
 
 
 class Verify:
@@ -71,7 +70,8 @@ def similarity(first: np.ndarray, second: np.ndarray) -> float:
 def find(pairs: pathlib.Path, path: pathlib.Path, verify: Verify, machine: Machine) -> Tally:
     """Makes the folder `path`; one that is there already is left as it is. Counts clusters by the number of their documents.
 
-    links: LINKs, all that were verified. duplicates: DUPLICATEs, sorted by number. shown: some LINKs with a document that is kept.
+    links: LINKs, all that were verified. duplicates.npy: number << 32 | kept << 1 | is_exact, sorted. shown.npy: some LINKs from a
+    document that is kept. Memory is about 40 bytes for each candidate.
     """
     if not path.exists():
         with files.making_folder(path) as draft:
@@ -80,13 +80,41 @@ def find(pairs: pathlib.Path, path: pathlib.Path, verify: Verify, machine: Machi
                     file.write(links.tobytes())
             numbers = np.load(pairs / f"{candidates.NUMBERS}.npy")
             kept = numbers[_labels(draft / LINKS, numbers)]
-            np.save(draft / DUPLICATES, _duplicates(numbers, kept, np.fromfile(pairs / candidates.SAME, PAIR)))
+            np.save(draft / DUPLICATES, _packed(numbers, kept, pairs / candidates.SAME))
             np.save(draft / SHOWN, _shown(draft / LINKS, numbers, kept))
     tally = Tally()
-    _, left_out = np.unique(np.load(path / DUPLICATES)["kept"], return_counts=True)
-    for size, times in zip(*np.unique(left_out + 1, return_counts=True), strict=True):
+    for size, times in zip(*np.unique(Duplicates(path).cluster_sizes(), return_counts=True), strict=True):
         tally.count("clusters by size", f"{size:9d}", int(times))
     return tally
+
+
+class Duplicates:
+    """What `find` found: which documents are left out, for which, and whether their texts are equal."""
+
+    def __init__(self, path: pathlib.Path):
+        self._packed = np.load(path / DUPLICATES, mmap_mode="r").view(np.ndarray)
+        self.shown = np.load(path / SHOWN)
+
+    def get(self, number: int) -> tuple[int, bool] | None:
+        """(the document that is kept for this one, whether it is the same), or None if this one is kept."""
+        at = np.searchsorted(self._packed, np.uint64(number << 32))
+        if at == self._packed.size or int(self._packed[at]) >> 32 != number:
+            return None
+        return (int(self._packed[at]) & 0xFFFFFFFF) >> 1, bool(self._packed[at] & np.uint64(1))
+
+    def numbers(self) -> np.ndarray:
+        return (self._packed >> np.uint64(32)).astype(np.uint32)
+
+    def kept(self) -> np.ndarray:
+        """For each of `numbers`."""
+        return (self._packed.astype(np.uint32)) >> np.uint32(1)
+
+    def cluster_sizes(self) -> np.ndarray:
+        """Of each cluster, with the document that is kept."""
+        kept = self.kept()
+        kept.sort()
+        ends = np.flatnonzero(np.append(kept[1:] != kept[:-1], kept.size > 0))
+        return np.diff(ends, prepend=-1) + 1
 
 
 def _labels(links: pathlib.Path, numbers: np.ndarray) -> np.ndarray:
@@ -99,24 +127,33 @@ def _labels(links: pathlib.Path, numbers: np.ndarray) -> np.ndarray:
     for chunk in _chunks(links, LINK, _LINKS_AT_ONCE):
         ends = [labels[np.searchsorted(numbers, chunk[side])] for side in ("first", "second")]
         graph = coo_array((np.ones(len(chunk), bool), ends), shape=(labels.size, labels.size))
-        _, components = connected_components(graph, directed=False)
-        _, firsts = np.unique(components, return_index=True)
-        labels = firsts.astype(np.int32)[components[labels]]
+        number, components = connected_components(graph, directed=False)
+        firsts = np.empty(number, np.int32)
+        firsts[components[::-1]] = np.arange(labels.size - 1, -1, -1, dtype=np.int32)  # of places given twice, the last counts
+        labels = firsts[components[labels]]
     return labels
 
 
-def _duplicates(numbers: np.ndarray, kept: np.ndarray, same: np.ndarray) -> np.ndarray:
-    """DUPLICATEs, of candidates that are not their own `kept`, and of equal texts, whose first may be left out too."""
-    is_near = numbers != kept
-    found = np.empty(np.count_nonzero(is_near) + same.size, DUPLICATE)
-    near, exact = found[: found.size - same.size], found[found.size - same.size :]
-    near["number"], near["kept"], near["is_exact"] = numbers[is_near], kept[is_near], False
-    at = np.searchsorted(near["number"], same["first"])
-    at[at == near.size] = 0
-    is_left_out = near["number"][at] == same["first"] if near.size else np.zeros(same.size, bool)
-    exact["number"], exact["kept"], exact["is_exact"] = same["second"], same["first"], True
-    exact["kept"][is_left_out] = near["kept"][at[is_left_out]]
-    return found[np.argsort(found["number"])]
+def _packed(numbers: np.ndarray, kept: np.ndarray, same: pathlib.Path) -> np.ndarray:
+    """What `Duplicates` reads, of candidates that are not their own `kept`, and of equal texts, whose first may be left out too."""
+    is_left_out = numbers != kept
+    numbers, kept = numbers[is_left_out], kept[is_left_out]
+    found = np.empty(numbers.size + same.stat().st_size // PAIR.itemsize, np.uint64)
+    found[: numbers.size] = _pack(numbers, kept, is_exact=False)
+    end = numbers.size
+    for pairs in _chunks(same, PAIR, _LINKS_AT_ONCE):
+        firsts = pairs["first"].copy()
+        at = np.searchsorted(numbers, firsts)
+        is_too = np.append(numbers, np.uint32(0xFFFFFFFF))[at] == firsts  # which is no document's number
+        firsts[is_too] = kept[at[is_too]]
+        found[end : end + len(pairs)] = _pack(pairs["second"], firsts, is_exact=True)
+        end += len(pairs)
+    found.sort()
+    return found
+
+
+def _pack(numbers: np.ndarray, kept: np.ndarray, is_exact: bool) -> np.ndarray:
+    return numbers.astype(np.uint64) << np.uint64(32) | kept.astype(np.uint64) << np.uint64(1) | np.uint64(is_exact)
 
 
 def _shown(links: pathlib.Path, numbers: np.ndarray, kept: np.ndarray) -> np.ndarray:

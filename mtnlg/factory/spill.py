@@ -8,7 +8,7 @@ import numpy as np
 
 from mtnlg.core import files
 
-_PART_BYTES = 32_000_000
+_PART_BYTES = 8_000_000
 _MAX_PARTS = 1 << 16
 
 

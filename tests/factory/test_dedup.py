@@ -135,9 +135,10 @@ def deduplicated(texts: list[str], **options) -> dict[int, int]:
         path = pathlib.Path(folder)
         (path / "c.jsonl").write_text("".join(json.dumps({"id": n, "text": text}) + "\n" for n, text in enumerate(texts)))
         run("dedup", str(path / "c.jsonl"), path / "out", **options)
-        found = np.load(path / "out" / "duplicates" / "duplicates.npy")
-        assert [int(d["id"]) for d in read(path / "out")] == sorted(set(range(len(texts))) - set(found["number"].tolist()))
-    return dict(zip(found["number"].tolist(), found["kept"].tolist(), strict=True))
+        found = duplicates.Duplicates(path / "out" / "duplicates")
+        left_out = dict(zip(found.numbers().tolist(), found.kept().tolist(), strict=True))
+        assert [int(d["id"]) for d in read(path / "out")] == sorted(set(range(len(texts))) - left_out.keys())
+    return left_out
 
 
 def test_without_a_band_to_share_it_is_the_same_where_similarities_are_clear():
