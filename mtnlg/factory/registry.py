@@ -25,6 +25,7 @@ class Entry:
 STAGES = {
     "clean": Entry("clean", "Clean", "repair encodings and white space, leave out what is too short"),
     "filter": Entry("filter", "Filter", "keep documents by language, quality, fields and heuristics"),
+    "annotate": Entry("annotate", "Annotate", "write language, quality, words and tags beside the texts"),
     "decontaminate": Entry("decontaminate", "Decontaminate", "remove what evaluation tasks have too"),
 }
 
