@@ -5,13 +5,13 @@ import re
 from collections.abc import Callable, Iterator
 
 from mtnlg.core import extras
+from mtnlg.factory.hanta import HanTa
 
 MAX_SENTENCE_WORDS = 100  # longer ones are cut: the tagger's probabilities run out of range
 MAX_WORD_CHARS = 40  # of a longer word the tagger sees the end
 _ENGLISH_WORD = re.compile(
     r"\w+?(?=n['’]t\b)|n['’]t\b|['’](?:s|re|ve|ll|d|m)\b|\w+(?:[.,'’/-](?!t\b|s\b|re\b|ve\b|ll\b|d\b|m\b)\w+)*|[^\w\s]", re.IGNORECASE
 )
-_KNOWN_WORDS = 100_000  # whose analysis is remembered
 _SENTENCE_ENDS = frozenset(".!?")
 
 
@@ -25,7 +25,7 @@ class English:
         words, tags = [], []
         for sentence in self._sentences(text):
             words += sentence
-            tags += self._tagger.tag_sent([word[-MAX_WORD_CHARS:].replace("’", "'") for word in sentence], taglevel=0)
+            tags += self._tagger([word[-MAX_WORD_CHARS:].replace("’", "'") for word in sentence])
         return words, tags
 
     def _sentences(self, text: str) -> Iterator[list[str]]:
@@ -40,13 +40,8 @@ class English:
                 yield sentence
 
     @functools.cached_property
-    def _tagger(self):
-        with extras.needed("data"):
-            from HanTa import HanoverTagger
-
-        tagger = HanoverTagger.HanoverTagger("morphmodel_en.pgz")
-        tagger.analyze_forward = functools.lru_cache(_KNOWN_WORDS)(tagger.analyze_forward)  # half of its time
-        return tagger
+    def _tagger(self) -> HanTa:
+        return HanTa()
 
 
 class Chinese:

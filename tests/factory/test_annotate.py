@@ -17,13 +17,15 @@ from test_filter import LANGUAGES
 
 from benchmarks import tags as benchmark
 from mtnlg.core.errors import ConfigError, MissingInput
-from mtnlg.factory import annotate, folder, passes, quality, registry, tags
+from mtnlg.factory import annotate, folder, hanta, passes, quality, registry, tags
 from mtnlg.factory.passes import Machine, Result
 from mtnlg.factory.tally import Tally
 
 DATA = pathlib.Path(__file__).parents[3] / "shared" / "data"
 PIECES = ["a", "N", "n't", " ", "'", "’s", "中", "文", "ａ", ".", "!", "\n", "-", ",", "x/y", "3.1", "\u0301", "ـ"]
+WORDS = LANGUAGES["en"].split() + ["Xyzzyish", "runs", "Google", "1998", "…", "blorbed", "(", ")", "—", "中", "e.g", "that", "That", "set"]
 ENGLISH, CHINESE = tags.English(), tags.Chinese()
+HANTA = hanta.HanTa()
 
 
 def test_english_words_and_tags():
@@ -33,6 +35,13 @@ def test_english_words_and_tags():
     assert words[:5] == ["I", "do", "n't", "think", "Mary"] and words[5:8] == ["'s", "3", "dogs"] and "well-known" in words
     told = dict(zip(words, found, strict=True))
     assert (told["I"], told["n't"], told["Mary"], told["dogs"], told["3"], told["."]) == ("PNP", "XX0", "NP0", "NN2", "CRD", "PUN")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=25))
+def test_english_tags_are_those_of_hanta(sentence):
+    """Its own search over the same model."""
+    assert HANTA(sentence) == HANTA._model.tag_sent(sentence, taglevel=0)
 
 
 def test_chinese_words_and_tags():
