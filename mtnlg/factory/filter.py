@@ -109,7 +109,7 @@ def _quality(options: Filter):
     def apply(document: dict, tally: Tally) -> dict | Drop:
         score = classifier(document["text"])
         is_kept = pareto(document["id"], options.alpha) > 1 - score
-        tally.count(f"quality {'kept' if is_kept else 'left out'}", f"{int(10 * score) / 10:.1f}")
+        tally.count(f"quality {'kept' if is_kept else 'left out'}", quality.tenth(score))
         return document | {quality.FIELD: score} if is_kept else Drop("quality")
 
     return apply

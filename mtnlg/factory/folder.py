@@ -46,7 +46,8 @@ def read(path: pathlib.Path) -> dict:
 
 
 class Journal:
-    """Of one stage in its folder. `parts`: what is known of every part that is whole, in order.
+    """Of one stage in its folder. `parts`: what is known of every part that is whole, in order; tallies only of those found there, until
+    they are taken: in memory they would grow with the corpus.
 
     Raises OtherWritten, DataError, CannotWrite, TemporaryFailure.
     """
@@ -93,7 +94,7 @@ class Journal:
         """A part that is whole and on the disk."""
         self._file.append(line(part))
         self._file.sync()
-        self.parts.append(part)
+        self.parts.append({key: value for key, value in part.items() if key != "tally"})
 
     def end(self, parts: list[dict], found: dict) -> None:
         """The stage has ended: these are its files, and this is what it says of itself beside."""

@@ -104,7 +104,7 @@ def _go_on(
     start = time.monotonic() - sum(part["seconds"] for part in journal.parts)
     total = prepare()
     for part in journal.parts:
-        total.add(Tally(**part["tally"]))
+        total.add(Tally(**part.pop("tally")))
     place = Place(*journal.parts[-1]["place"]) if journal.parts else Place()
     if journal.parts:
         machine.say(f"{journal.path}: goes on behind part {len(journal.parts)}, record {place.number}")

@@ -74,6 +74,11 @@ class Trained:
     unreadable: int
 
 
+def tenth(score: float) -> str:
+    """The tenth of the scale that a score lies in, as a key that sorts: 0.3 for 0.3 to 0.4."""
+    return f"{min(int(10 * score), 9) / 10:.1f}"
+
+
 def sha256(path) -> str:
     """Of a file. Raises MissingInput."""
     try:

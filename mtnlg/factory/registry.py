@@ -27,6 +27,7 @@ STAGES = {
     "filter": Entry("filter", "Filter", "keep documents by language, quality, fields and heuristics"),
     "dedup": Entry("dedup", "Dedup", "leave out documents that are there already, or nearly"),
     "decontaminate": Entry("decontaminate", "Decontaminate", "remove what evaluation tasks have too"),
+    "annotate": Entry("annotate", "Annotate", "write language, quality, words and tags beside the texts"),
     "train-tokenizer": Entry("train_tokenizer", "TrainTokenizer", "train a tokenizer on a sample of the documents"),
     "tokenize": Entry("tokenize", "Tokenize", "text to token ids, in Megatron's .bin and .idx"),
     "merge": Entry("merge", "Merge", "several folders of tokens into one"),

@@ -1,6 +1,7 @@
 """What a stage counted and what of it a person should see; those of parts add up to those of the whole."""
 
 from collections import Counter
+from collections.abc import Iterable
 
 MAX_SAMPLES = 5  # of each kind
 MAX_QUARANTINED = 1000  # of a part, named one by one; all are counted
@@ -22,6 +23,10 @@ class Tally:
 
     def count(self, table: str, key: str, number: int = 1) -> None:
         self.counts.setdefault(table, Counter())[key] += number
+
+    def count_all(self, table: str, keys: Iterable[str]) -> None:
+        """Each of the keys as often as it comes."""
+        self.counts.setdefault(table, Counter()).update(keys)
 
     def sample(self, kind: str, shown: dict) -> None:
         """Keeps the first few of each kind."""
