@@ -44,6 +44,10 @@ HOMES = {
     "zstandard": {"corpus", "factory"},
     "ftfy": {"factory"},
     "datatrove": {"factory"},
+    "trafilatura": {"factory"},
+    "justext": {"factory"},
+    "pyarrow": {"factory"},
+    "datasets": {"factory"},
 }
 NO_JAX = tuple(f"core.{name}" for name in ("schema", "config", "errors", "validate", "files", "lock", "extras"))
 NO_JAX += ("data", "corpus", "factory", "run", "launch", "cli")

@@ -23,6 +23,7 @@ class Entry:
 
 
 STAGES = {
+    "extract": Entry("extract", "Extract", "documents of text, source code, HTML, WARC, JSONL, Parquet and data sets of the hub"),
     "clean": Entry("clean", "Clean", "repair encodings and white space, leave out what is too short"),
     "decontaminate": Entry("decontaminate", "Decontaminate", "remove what evaluation tasks have too"),
 }
