@@ -45,6 +45,10 @@ HOMES = {
     "zstandard": {"corpus", "factory"},
     **{name: {"factory"} for name in ("ftfy", "rensa", "scipy", "lingua", "sklearn", "jieba", "HanTa")},
     "datatrove": {"factory"},
+    "trafilatura": {"factory"},
+    "justext": {"factory"},
+    "pyarrow": {"factory"},
+    "datasets": {"factory"},
 }
 NO_JAX = tuple(f"core.{name}" for name in ("schema", "config", "errors", "validate", "files", "lock", "extras"))
 NO_JAX += ("data", "corpus", "factory", "run", "launch", "cli")

@@ -23,6 +23,7 @@ PYTHON = "python"
 SUFFIXES = tuple(kind + packing for kind in (".txt", ".jsonl") for packing in ("", ".gz", ".zst"))
 
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "ensurepip", "__pycache__"}
+_FREE_BYTES = 16_000_000  # that a file of any size may unpack to
 _ZSTD_CHUNK_BYTES = 256  # a block of 128 KiB takes 4 bytes at least, so this can swell to 8 MiB and no further
 
 
@@ -91,16 +92,22 @@ def files(source: str) -> Iterator[SourceFile]:
 
 
 def walk(root: pathlib.Path, wanted: Callable[[str], bool], skipped: Set[str] = frozenset()) -> Iterator[SourceFile]:
-    """The wanted files below a folder, holding the names of one folder at a time."""
+    """The wanted files below a folder, holding the names of one folder at a time; a link to a folder is taken for a file."""
 
     def refuse(error: OSError):
         raise MissingInput(f"cannot be read: {error.strerror}", error.filename, "permission to read it") from error
 
     for folder, subfolders, names in os.walk(root, onerror=refuse):
+        names += [name for name in subfolders if os.path.islink(os.path.join(folder, name))]
         subfolders[:] = sorted(name for name in subfolders if name not in skipped)
         for name in sorted(filter(wanted, names)):
             path = pathlib.Path(folder, name)
-            yield SourceFile(path.relative_to(root).as_posix(), path)
+            yield SourceFile(printable(path.relative_to(root).as_posix()), path)
+
+
+def printable(name: str) -> str:
+    """A file's name as text: bytes that are not UTF-8 are written as \\xNN."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def suffix(path: str | pathlib.Path) -> str:
@@ -192,20 +199,42 @@ def _record(line: str, where: str) -> dict:
 
 
 @contextmanager
-def opened(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """The file's bytes, unpacked. Raises DataError when it is damaged or cut short, MissingInput when it cannot be read."""
+def opened(path: pathlib.Path, max_ratio: int | None = None) -> Iterator[BinaryIO]:
+    """The file's bytes, unpacked. max_ratio: so many for each byte of the file at most, beyond the first 16 MB.
+
+    Raises DataError when it is damaged, cut short or unpacks to more, MissingInput when it cannot be read.
+    """
     try:
         with open(path, "rb") as file:
             if path.name.lower().endswith(".gz"):
-                yield gzip.GzipFile(fileobj=file)
+                stream = gzip.GzipFile(fileobj=file)
             elif path.name.lower().endswith(".zst"):
-                yield io.BufferedReader(_ZstdFile(file))
+                stream = io.BufferedReader(_ZstdFile(file))
             else:
-                yield file
+                stream = file
+            yield io.BufferedReader(_Limited(stream, file, max_ratio), 2**17) if max_ratio and stream is not file else stream
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"damaged or cut short: {error}", str(path), "a fresh copy of the file") from None
     except OSError as error:
         raise MissingInput(f"cannot be read: {error.strerror}", str(path), "permission to read it, or a source without it") from error
+
+
+class _Limited(io.RawIOBase):
+    """The bytes of `unpacked`, which unpacks `packed`, until they are too many."""
+
+    def __init__(self, unpacked: BinaryIO, packed: BinaryIO, max_ratio: int):
+        self._unpacked, self._packed, self._max_ratio, self._size = unpacked, packed, max_ratio, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target) -> int:
+        count = self._unpacked.readinto(target)
+        self._size += count
+        if self._size > _FREE_BYTES + self._max_ratio * self._packed.tell():
+            what = f"unpacks to more than {self._max_ratio} times its size"
+            raise DataError(what, str(self._packed.name), "the file unpacked, if it is no trap")
+        return count
 
 
 class _ZstdFile(io.RawIOBase):

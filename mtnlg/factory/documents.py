@@ -1,10 +1,12 @@
 """Documents on their way through the factory: a JSON object a line, with `id`, `text`, `source` and whatever stages put beside them."""
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 MAX_RECORD_BYTES = 10_000_000
+MAX_DEPTH = 100  # of objects and lists inside a record
 SHOWN_CHARS = 300  # of a text, in a sample to look at
 
 
@@ -22,6 +24,10 @@ class Record:
     fault: str = ""
 
 
+_TOO_DEEP = "nested too deep"
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
 class Unreadable(Exception):
     """A record that gives no document; its text is the reason, in a few words, the same for every record with this fault."""
 
@@ -33,23 +39,25 @@ class Drop:
     reason: str
 
 
-def parse(record: Record) -> dict:
+def parse(record: Record, text_field: str = "text") -> dict:
     """The document of a line of JSONL; without an id of its own it gets `where`, without a source that of its input.
 
-    Raises Unreadable.
+    text_field: the key of the text, which is `text` in the document. Raises Unreadable.
     """
     if record.fault:
         raise Unreadable(record.fault)
     try:
-        document = json.loads(record.content, parse_constant=_refuse_constant)
+        document = json.loads(record.content, parse_constant=_refuse_constant, parse_float=_finite)
     except UnicodeDecodeError:
         raise Unreadable("invalid utf-8") from None
     except (ValueError, RecursionError):
-        raise Unreadable("not JSON") from None
+        raise Unreadable(_TOO_DEEP if _is_deep(record.content) else "not JSON") from None
     if not isinstance(document, dict):
         raise Unreadable("not a JSON object")
-    if not isinstance(document.get("text"), str):
+    if not isinstance(text := document.pop(text_field, None), str):
         raise Unreadable("no text")
+    document["text"] = text
+    _require_shallow(document)
     if not isinstance(document.get("id"), str | int | None):
         raise Unreadable("an id that is no word or number")
     if not isinstance(document.get("source", ""), str):
@@ -81,3 +89,30 @@ def shown(text: str) -> str:
 
 def _refuse_constant(name: str):
     raise ValueError(f"{name} is no JSON")
+
+
+def _finite(number: str) -> float:
+    if math.isinf(value := float(number)):
+        raise ValueError(f"{number} is no number that JSON could be written with again")
+    return value
+
+
+def _is_deep(content: bytes) -> bool:
+    """Whether brackets, those in strings too, are nested deeper than MAX_DEPTH."""
+    depth = 0
+    for one in content.translate(None, _NO_BRACKETS):
+        depth += 1 if one in b"[{" else -1
+        if depth > MAX_DEPTH:
+            return True
+    return False
+
+
+def _require_shallow(document: dict) -> None:
+    """Raises Unreadable long before json would: at a depth that depends on who calls it, so that workers would not agree."""
+    level = [value for value in document.values() if isinstance(value, dict | list)]
+    for _ in range(MAX_DEPTH):
+        if not level:
+            return
+        inside = (value.values() if isinstance(value, dict) else value for value in level)
+        level = [one for values in inside for one in values if isinstance(one, dict | list)]
+    raise Unreadable(_TOO_DEEP)

@@ -21,8 +21,8 @@ from mtnlg.core import config as configs
 from mtnlg.core.errors import ConfigError, MtnlgError
 from mtnlg.corpus import sources
 from mtnlg.factory import registry
+from mtnlg.factory.raw import hub
 
-HUB = "hf:"  # in front of a data set that lies elsewhere
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
@@ -173,7 +173,7 @@ def _of_stage(node: Node) -> list[str]:
 def _of_inputs(graph: Graph, node: Node) -> list[str]:
     found = [f"there is no node {one[1:]!r}" for one in _references(node) if not graph.node_of(one[1:])]
     for one in node.inputs:
-        is_elsewhere = one == sources.PYTHON or one.startswith(HUB)
+        is_elsewhere = one == sources.PYTHON or one.startswith(hub.PREFIX)
         if not graph.node_of(one) and not is_elsewhere and not pathlib.Path(one).exists():
             near = "/" not in one and difflib.get_close_matches(one, [other.name for other in graph.nodes], 1, 0.6)
             cure = near[0] if near else f"--set {node.name}.inputs=PATH,..."

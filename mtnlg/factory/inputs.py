@@ -5,12 +5,12 @@ import json
 import pathlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from mtnlg.core.errors import ConfigError, DataError, MissingInput
 from mtnlg.corpus import sources, split
 from mtnlg.factory import documents, folder
-from mtnlg.factory.documents import Record
+from mtnlg.factory.documents import Record, Unreadable
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 
@@ -25,11 +25,15 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class InputFile:
-    """source: what its documents come from, if they do not say so themselves. id: the file's path inside the input, after its name."""
+    """source: what its documents come from, if they do not say so themselves. id: the file's path inside the input, after its name.
+
+    kind: of its records.
+    """
 
     source: str
     id: str
     path: pathlib.Path
+    kind: str = "json"
 
 
 class Inputs:
@@ -47,7 +51,7 @@ class Inputs:
 
     def identity(self) -> list:
         """What these inputs are known by: of a stage's output, what it says it wrote; of others, names, sizes and times of change."""
-        return [folder.sha256(path) or [_stat(file) for file in files] for path, files in self._files_of.items()]
+        return [self._identity(path, files) for path, files in self._files_of.items()]
 
     @property
     def num_bytes(self) -> int | None:
@@ -63,6 +67,9 @@ class Inputs:
             for count, record in enumerate(itertools.islice(self._read(file), skipped, None), skipped + 1):
                 number += 1
                 yield Place(index, count, number), record
+
+    def _identity(self, path: str, files: list[InputFile]):
+        return folder.sha256(path) or [stat(file) for file in files]
 
     def _found(self, path: str, name: str) -> list[InputFile]:
         root = pathlib.Path(path)
@@ -83,17 +90,33 @@ class Inputs:
     def _read(self, file: InputFile) -> Iterator[Record]:
         number = 0
         try:
-            with sources.opened(file.path) as stream:
-                for number, line in enumerate(sources.lines(stream, documents.MAX_RECORD_BYTES), 1):
-                    where = f"{file.id}:{number}"
-                    if line is None:
-                        yield Record(where, file.source, b"", fault="too long")
-                    elif line.strip():
-                        yield Record(where, file.source, line)
+            for number, piece in enumerate(self._pieces(file), 1):
+                if isinstance(piece, Unreadable):
+                    yield Record(self._where(file, number), file.source, b"", file.kind, str(piece))
+                elif piece is not None:
+                    yield Record(self._where(file, number), file.source, piece, file.kind)
         except (DataError, MissingInput) as error:
-            yield Record(f"{file.id}:{number + 1}", file.source, b"", fault=f"from here on: {error.what}")
+            yield Record(self._where(file, number + 1), file.source, b"", file.kind, f"from here on: {error.what}")
+
+    def _where(self, file: InputFile, number: int) -> str:
+        return f"{file.id}:{number}"
+
+    def _pieces(self, file: InputFile) -> Iterator[bytes | Unreadable | None]:
+        """The contents of a file's records in order, why there is none, or None for what is no record."""
+        with sources.opened(file.path) as stream:
+            yield from lines(stream)
 
 
-def _stat(file: InputFile) -> str:
-    stat = file.path.stat()
-    return json.dumps([file.id, stat.st_size, stat.st_mtime_ns])
+def lines(stream: BinaryIO) -> Iterator[bytes | Unreadable | None]:
+    """The lines of JSONL as pieces of a file."""
+    for line in sources.lines(stream, documents.MAX_RECORD_BYTES):
+        if line is None:
+            yield Unreadable("too long")
+        else:
+            yield line if line.strip() else None
+
+
+def stat(file: InputFile) -> str:
+    """By which a file is known."""
+    found = file.path.stat()
+    return json.dumps([file.id, found.st_size, found.st_mtime_ns])

@@ -23,6 +23,7 @@ class Entry:
 
 
 STAGES = {
+    "extract": Entry("extract", "Extract", "documents of text, source code, HTML, WARC, JSONL, Parquet and data sets of the hub"),
     "clean": Entry("clean", "Clean", "repair encodings and white space, leave out what is too short"),
     "filter": Entry("filter", "Filter", "keep documents by language, quality, fields and heuristics"),
     "dedup": Entry("dedup", "Dedup", "leave out documents that are there already, or nearly"),

@@ -115,7 +115,10 @@ HOSTILE = {
     b'{"text": "a", "b": NaN}': "not JSON",
     b'{"text": "a", "id": [1]}': "an id that is no word or number",
     b'{"text": "a", "source": [1]}': "a source that is no word",
-    b"[" * 100_000: "not JSON",
+    b"[" * 100_000: "nested too deep",
+    b'{"text": "a", "b": ' + b"[" * 101 + b"]" * 101 + b"}": "nested too deep",
+    b'{"text": "a", "b": 1e999}': "not JSON",
+    b'{"text": "a", "b": ' + b"9" * 5000 + b"}": "not JSON",
 }
 
 
