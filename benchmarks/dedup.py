@@ -74,7 +74,6 @@ def datatrove(paths: tuple[str, ...], path: pathlib.Path) -> list[int]:
     (path / "in").mkdir(parents=True)
     numbered = (documents.parse(record) | {"id": str(number)} for number, (_, record) in enumerate(Inputs(paths).records()))
     (path / "in" / "a.jsonl").write_bytes(b"".join(map(documents.line, numbered)))
-    start = time.perf_counter()
     config = MinhashConfig(n_grams=5, num_buckets=20, hashes_per_bucket=13)
     reader = JsonlReader(str(path / "in"))
     steps = [
@@ -85,31 +84,27 @@ def datatrove(paths: tuple[str, ...], path: pathlib.Path) -> list[int]:
     ]
     for number, step in enumerate(steps):
         LocalPipelineExecutor(step, tasks=20 if number == 1 else 1, workers=1, logging_dir=str(path / "logs" / str(number))).run()
-    _tell_seconds(start)
     kept = {int(json.loads(line)["id"]) for file in (path / "kept").iterdir() for line in file.open()}
     return sorted(set(range(sum(1 for _ in Inputs(paths).records()))) - kept)
-
-
-_told: list[float] = []
-
-
-def _tell_seconds(start: float) -> None:
-    """Where not all of the work is to be counted."""
-    _told.append(time.perf_counter() - start)
 
 
 PROGRAMS = {"ours": ours, "datasketch": datasketch, "datatrove": datatrove}
 
 
 def sample(name: str, paths: tuple[str, ...]) -> dict:
-    """Of this process: seconds, peak memory in MB and in MB above what it had when its libraries were there, documents left out."""
+    """Of this process: seconds, processor seconds, peak memory in MB and how much of it came after the libraries, documents left out."""
     for library in ("scipy.sparse.csgraph", "rensa") if name == "ours" else (name,):
         importlib.import_module(library)
-    before, start = _peak_mb(), time.perf_counter()
+    before, start = _peak_mb(), _seconds()
     with tempfile.TemporaryDirectory() as path:
         left_out = PROGRAMS[name](paths, pathlib.Path(path) / "out")
-        seconds = time.perf_counter() - start
-    return {"seconds": _told[0] if _told else seconds, "peak": _peak_mb(), "grown": _peak_mb() - before, "left_out": left_out}
+        seconds, processor = (_seconds() - start).tolist()
+    return {"seconds": seconds, "processor": processor, "peak": _peak_mb(), "grown": _peak_mb() - before, "left_out": left_out}
+
+
+def _seconds() -> np.ndarray:
+    """[on the wall, of the processor]."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def _peak_mb() -> float:
@@ -135,13 +130,14 @@ def compare(paths: tuple[str, ...], repeats: int) -> None:
         command = [sys.executable, "-m", "benchmarks.dedup", f"--sample={name}", f"--input={','.join(paths)}"]
         child = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
         samples[name].append(json.loads(child.stdout.splitlines()[-1]))
-    print("| program | seconds, median (range) | documents/s | MB/s | peak MB | left out | of these by ours too |")
-    print("|---|---|---|---|---|---|---|")
+    print("| program | seconds, median (range) | processor seconds | documents/s | MB/s | peak MB | left out | of these by ours too |")
+    print("|---|---|---|---|---|---|---|---|")
     known = set(samples["ours"][0]["left_out"])
     for name, found in samples.items():
-        seconds, left_out = sorted(one["seconds"] for one in found), found[0]["left_out"]
-        middle = float(np.median(seconds))
-        speeds = f"{middle:.1f} ({seconds[0]:.1f}-{seconds[-1]:.1f}) | {num_documents / middle:.0f} | {megabytes / middle:.1f}"
+        seconds, processor = (sorted(one[key] for one in found) for key in ("seconds", "processor"))
+        middle, left_out = float(np.median(seconds)), found[0]["left_out"]
+        speeds = f"{middle:.1f} ({seconds[0]:.1f}-{seconds[-1]:.1f}) | {np.median(processor):.1f} | {num_documents / middle:.0f}"
+        speeds += f" | {megabytes / middle:.1f}"
         peak = f"{found[0]['peak']:.0f} (+{found[0]['grown']:.0f})"
         print(f"| {name} | {speeds} | {peak} | {len(left_out)} | {len(known & set(left_out))} |")
 
@@ -167,7 +163,7 @@ def time_candidates(number: int) -> None:
         before, start_time = _peak_mb(), time.perf_counter()
         candidates.find(path, pathlib.Path(name) / "out")
         seconds = time.perf_counter() - start_time
-        found = {name: np.memmap(pathlib.Path(name_) / "out" / name, candidates.PAIR).size for name_ in [name] for name in ("same", "near")}
+        found = {pairs: os.path.getsize(pathlib.Path(name) / "out" / pairs) // candidates.PAIR.itemsize for pairs in ("same", "near")}
     print(f"{number} signatures: {seconds:.1f} s, peak {_peak_mb():.0f} MB (+{_peak_mb() - before:.0f}), {found}")
 
 

@@ -75,8 +75,10 @@ def find(pairs: pathlib.Path, path: pathlib.Path, verify: Verify, machine: Machi
     """
     if not path.exists():
         with files.making_folder(path) as draft:
+            near = pairs / candidates.NEAR
+            num_workers = min(machine.num_workers, 1 + near.stat().st_size // (_PAIRS_AT_ONCE * PAIR.itemsize))
             with files.writing(draft), open(draft / LINKS, "wb") as file:
-                for links in workers.ordered(verify, _chunks(pairs / candidates.NEAR, PAIR, _PAIRS_AT_ONCE), machine.num_workers):
+                for links in workers.ordered(verify, _chunks(near, PAIR, _PAIRS_AT_ONCE), num_workers):
                     file.write(links.tobytes())
             numbers = np.load(pairs / f"{candidates.NUMBERS}.npy")
             kept = numbers[_labels(draft / LINKS, numbers)]

@@ -17,7 +17,6 @@ class Parts:
         parts = folder.read(path)["parts"]
         self._dtype, self._paths = np.dtype(dtype), [path / part["name"] for part in parts]
         self._ends = np.cumsum([part["bytes"] for part in parts], dtype=np.int64).tolist()  # in bytes
-        self._files: dict[int, int] = {}
 
     def __len__(self) -> int:
         return (self._ends[-1] if self._ends else 0) // self._dtype.itemsize
@@ -28,9 +27,8 @@ class Parts:
         part = bisect.bisect_right(self._ends, begin)
         if not size:
             return np.empty(0, self._dtype)
-        if part not in self._files:
-            self._files[part] = os.open(self._paths[part], os.O_RDONLY)
-        content = os.pread(self._files[part], size, begin - (self._ends[part - 1] if part else 0))
+        with open(self._paths[part], "rb", buffering=0) as file:  # none stays open: there may be thousands
+            content = os.pread(file.fileno(), size, begin - (self._ends[part - 1] if part else 0))
         return np.frombuffer(content, self._dtype)
 
     def chunks(self, most: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mtnlg.core.errors import CannotWrite, TemporaryFailure
-from mtnlg.core.files import AppendFile, write_atomic, writing
+from mtnlg.core.files import AppendFile, making_folder, write_atomic, writing
 
 
 def in_small_space(limit_bytes: int, code: str, *arguments) -> str:
@@ -91,3 +91,22 @@ def test_the_disk_has_the_file_and_its_name(tmp_path, monkeypatch):
     recorded("replace", os.replace)
     write_atomic(tmp_path / "a.json", "x")
     assert told == [("fsync", "a.json.tmp"), ("replace", "a.json.tmp"), ("fsync", tmp_path.name)]
+
+
+def test_a_folder_has_its_name_when_it_is_whole(tmp_path):
+    path = tmp_path / "made"
+    with pytest.raises(ValueError, match="half way"), making_folder(path) as draft:
+        (draft / "one").write_text("1")
+        raise ValueError("half way")
+    assert not path.exists()
+    with making_folder(path) as draft:
+        assert list(draft.iterdir()) == []
+        (draft / "two").write_text("2")
+        assert not path.exists()
+    assert [file.name for file in path.iterdir()] == ["two"]
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CannotWrite), making_folder(tmp_path / "file" / "made"):
+        pass

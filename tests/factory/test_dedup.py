@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtnlg.core.errors import ConfigError
-from mtnlg.factory import candidates, duplicates, signatures
+from mtnlg.factory import candidates, duplicates, signatures, spill
 
 DATA = pathlib.Path(__file__).parents[3] / "shared" / "data" / "corpora"
 
@@ -213,6 +213,23 @@ def test_hostile_records_are_set_aside_once_and_move_no_number(corpus, tmp_path)
     tally = run("dedup", corpus(lines), tmp_path / "out")
     assert [d["id"] for d in read(tmp_path / "out")] == ["1", "2"]
     assert tally.counts["unreadable"] == {"not JSON": 1, "invalid utf-8": 1}
+
+
+def test_a_corpus_without_a_document(tmp_path, corpus):
+    assert run("dedup", corpus([]), tmp_path / "none").counts == {}
+    assert run("dedup", corpus([b"{"]), tmp_path / "unreadable").counts == {"unreadable": {"not JSON": 1}}
+
+
+def test_what_is_spilled_comes_back_part_by_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(spill, "_PART_BYTES", 1000)
+    hashes = np.random.default_rng(0).integers(0, 2**64, 3000, np.uint64)
+    there = spill.Spill(tmp_path / "there", "<u8", 3000)
+    for chunk in np.split(hashes, 3):
+        there.add(chunk, chunk)
+    assert there.num_bits == 5
+    parts = list(there.parts())
+    assert [sorted(part) for part in parts] == [sorted(hashes[hashes >> np.uint64(59) == part]) for part in range(32)]
+    assert not (tmp_path / "there").exists()
 
 
 def many(corpus) -> str:
