@@ -12,6 +12,7 @@ from mtnlg.corpus import sources, split
 from mtnlg.factory import documents, folder
 from mtnlg.factory.documents import Record, Unreadable
 
+Piece = tuple[int, bytes | Unreadable]  # of a file: its number there, and a record's content or why there is none
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 
 
@@ -90,10 +91,10 @@ class Inputs:
     def _read(self, file: InputFile) -> Iterator[Record]:
         number = 0
         try:
-            for number, piece in enumerate(self._pieces(file), 1):
+            for number, piece in self._pieces(file):
                 if isinstance(piece, Unreadable):
                     yield Record(self._where(file, number), file.source, b"", file.kind, str(piece))
-                elif piece is not None:
+                else:
                     yield Record(self._where(file, number), file.source, piece, file.kind)
         except (DataError, MissingInput) as error:
             yield Record(self._where(file, number + 1), file.source, b"", file.kind, f"from here on: {error.what}")
@@ -101,19 +102,18 @@ class Inputs:
     def _where(self, file: InputFile, number: int) -> str:
         return f"{file.id}:{number}"
 
-    def _pieces(self, file: InputFile) -> Iterator[bytes | Unreadable | None]:
-        """The contents of a file's records in order, why there is none, or None for what is no record."""
+    def _pieces(self, file: InputFile) -> Iterator[Piece]:
         with sources.opened(file.path) as stream:
             yield from lines(stream)
 
 
-def lines(stream: BinaryIO) -> Iterator[bytes | Unreadable | None]:
-    """The lines of JSONL as pieces of a file."""
-    for line in sources.lines(stream, documents.MAX_RECORD_BYTES):
+def lines(stream: BinaryIO) -> Iterator[Piece]:
+    """The lines of JSONL that are not blank."""
+    for number, line in enumerate(sources.lines(stream, documents.MAX_RECORD_BYTES), 1):
         if line is None:
-            yield Unreadable("too long")
-        else:
-            yield line if line.strip() else None
+            yield number, Unreadable("too long")
+        elif line.strip():
+            yield number, line
 
 
 def stat(file: InputFile) -> str:

@@ -1,8 +1,10 @@
 """Every kind of input gives the documents that are in it, whatever the number of workers and with or without a kill."""
 
 import gzip
+import io
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -203,3 +205,49 @@ def test_pages_by_both_rules(tmp_path):
     (by_trafilatura,), (by_justext,) = read(tmp_path / "t"), read(tmp_path / "j")
     for document in (by_trafilatura, by_justext):
         assert SENTENCES[0] in document["text"] and "Contact us" not in document["text"]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_linear_rule_of_justext_is_the_librarys(seed):
+    justext = pytest.importorskip("justext.core")
+    from mtnlg.factory.raw import boilerplate
+
+    chance = random.Random(seed)
+
+    def paragraphs():
+        chance.seed(seed)
+        return [Paragraph(chance) for _ in range(chance.randrange(60))]
+
+    ours, theirs = paragraphs(), paragraphs()
+    boilerplate.revise(ours)
+    justext.revise_paragraph_classification(theirs)
+    assert [p.class_type for p in ours] == [p.class_type for p in theirs]
+
+
+class Paragraph:
+    def __init__(self, chance):
+        self.cf_class, self.class_type = chance.choice(["short", "neargood", "good", "bad"]), ""
+        self.heading, self.text = chance.random() < 0.4, "x" * chance.choice([1, 20, 90, 150, 250])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_warc_is_cut_as_warcio_cuts_it(seed):
+    archive = pytest.importorskip("warcio.archiveiterator")
+    from mtnlg.factory.raw import warc as ours
+
+    chance = random.Random(seed)
+    kinds = ["response", "request", "metadata"]
+    records = [(chance.choice(kinds), n, response(page(n), number=n)[2][: chance.choice([None, 400])]) for n in range(20)]
+    records[0] = (
+        "response",
+        0,
+        response(b"5\r\nhello\r\n0\r\n\r\n", headers=b"Content-Type: text/html\r\nTransfer-Encoding: chunked\r\n")[2],
+    )
+    content = warc(records)
+    found = [ours.page(piece) for _, piece in ours.pieces(io.BytesIO(content))]
+    bodies = [
+        (record.rec_headers.get_header("WARC-Target-URI"), record.content_stream().read())
+        for record in archive.ArchiveIterator(io.BytesIO(content))
+        if record.rec_type == "response"
+    ]
+    assert [(page.about["warc-target-uri"], page.body) for page in found] == bodies

@@ -9,7 +9,7 @@ from mtnlg.core.errors import ConfigError, DataError, MissingInput
 from mtnlg.corpus import sources
 from mtnlg.factory import documents, folder, inputs
 from mtnlg.factory.documents import Unreadable
-from mtnlg.factory.inputs import InputFile, Inputs
+from mtnlg.factory.inputs import InputFile, Inputs, Piece
 from mtnlg.factory.raw import hub, parquet, warc
 from mtnlg.factory.tally import Tally
 
@@ -107,21 +107,21 @@ class RawInputs(Inputs):
     def _where(self, file: InputFile, number: int) -> str:
         return file.id if file.kind in WHOLE else super()._where(file, number)
 
-    def _pieces(self, file: RawFile) -> Iterator[bytes | Unreadable | None]:
+    def _pieces(self, file: RawFile) -> Iterator[Piece]:
         if file.kind == REFUSED:
-            yield Unreadable(file.fault)
+            yield 1, Unreadable(file.fault)
         elif file.kind == HUB:
-            yield from hub.rows(str(file.id), self._columns)
+            yield from enumerate(hub.rows(file.id, self._columns), 1)
         elif file.kind == PARQUET:
-            yield from parquet.rows(file.path, self._columns, MAX_RATIO)
+            yield from enumerate(parquet.rows(file.path, self._columns, MAX_RATIO), 1)
         else:
             with sources.opened(file.path, MAX_RATIO) as stream:
                 yield from _CUTTERS[file.kind](stream)
 
 
-def _whole(stream) -> Iterator[bytes | Unreadable]:
+def _whole(stream) -> Iterator[Piece]:
     content = stream.read(documents.MAX_RECORD_BYTES + 1)
-    yield content if len(content) <= documents.MAX_RECORD_BYTES else Unreadable("too long")
+    yield 1, content if len(content) <= documents.MAX_RECORD_BYTES else Unreadable("too long")
 
 
 _CUTTERS = {"json": inputs.lines, "warc": warc.pieces, "html": _whole, "text": _whole}

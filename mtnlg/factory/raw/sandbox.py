@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from mtnlg.factory.documents import Unreadable
 
-CPU_SECONDS = 6.0  # for one text
+CPU_SECONDS = 4.0  # for one text
 MEMORY_BYTES = 2**30  # of address space
 _DONE, _FAILED = b"+", b"-"
 

@@ -10,6 +10,7 @@ from typing import BinaryIO, NamedTuple
 from mtnlg.core.errors import DataError
 from mtnlg.factory import documents
 from mtnlg.factory.documents import Unreadable
+from mtnlg.factory.inputs import Piece
 
 _MAX_HEAD_BYTES = 64_000
 _SKIPPED_BYTES = 2**20  # at once
@@ -26,29 +27,28 @@ class Page(NamedTuple):
     body: bytes
 
 
-def pieces(stream: BinaryIO) -> Iterator[bytes | Unreadable | None]:
-    """The response records whole, headers and all; None for others; Unreadable for what is too long or none. Raises DataError."""
-    lost = False  # behind a record whose length was wrong
+def pieces(stream: BinaryIO) -> Iterator[Piece]:
+    """The response records whole, headers and all; Unreadable for what is too long, or no record. Raises DataError."""
+    number, lost = 0, False  # lost: behind a record whose length was wrong
     while line := stream.readline(_MAX_HEAD_BYTES):
         if not line.startswith(b"WARC/1."):
             if line.strip() and not lost:
                 lost = True
-                yield Unreadable("no WARC record where one should begin")
+                yield number + 1, Unreadable("no WARC record where one should begin")
             continue
-        lost = False
+        number, lost = number + 1, False
         head = line + _rest_of_head(stream)
         about = _about(head)
         length = about.get("content-length", "")
         if not (length.isdecimal() and length.isascii() and len(length) < 20):
-            yield Unreadable("a WARC record without a length")
+            yield number, Unreadable("a WARC record without a length")
         elif about.get("warc-type") != "response":
             _skip(stream, int(length))
-            yield None
         elif int(length) > documents.MAX_RECORD_BYTES:
             _skip(stream, int(length))
-            yield Unreadable("too long")
+            yield number, Unreadable("too long")
         else:
-            yield head + _read(stream, int(length))
+            yield number, head + _read(stream, int(length))
 
 
 def page(content: bytes) -> Page:
