@@ -73,7 +73,7 @@ class Model:
 class Data:
     source: tuple[str, ...] = key(
         ("python",),
-        "what to train on: `python` (this Python's own library), files or folders of .txt, .jsonl, .gz, .zst, folders of tokens",
+        "what to train on: `python` (this Python's library), files or folders of .txt, .jsonl, .gz, .zst, folders of tokens",
     )
     weights: tuple[float, ...] = key((), "share of each source in a batch; none given: by its tokens")
     directory: str | None = key(None, "where prepared tokens lie; none: WORKDIR/data")

@@ -39,8 +39,6 @@ class Merge:
                 for number, chunk in enumerate(tokens.chunks(store)):
                     writer.extend(chunk.ids, chunk.lengths, 0 if number else store.sidecar["num_bytes"])
         tokenizer.save(path / tokens.TOKENIZER)
-        for name, store in stores.items():
-            _count(tally, "written", name, store)
         return listed(path)
 
 
@@ -70,7 +68,9 @@ class Split:
                     kept = chunk.only(side_of[chunk.numbers] == side)
                     writer.extend(kept.ids, kept.lengths, kept.num_bytes(tokenizer))
             tokenizer.save(path / name / tokens.TOKENIZER)
-            _count(tally, "written", name, Store(path / name / tokens.NAME))
+            made = Store(path / name / tokens.NAME)
+            tally.count("documents of a part", name, made.num_documents)
+            tally.count("tokens of a part", name, made.num_tokens)
             found += [part | {"name": f"{name}/{part['name']}"} for part in listed(path / name)]
         return found
 
@@ -103,7 +103,9 @@ def _run(name: str, options, inputs: tuple[str, ...], path: pathlib.Path, machin
             return Tally(**folder.read(path)["tally"])
         start, tally = time.monotonic(), Tally()
         for one, store in stores.items():
-            _count(tally, "read", one, store)
+            counts = {"documents": store.num_documents, "bytes": store.sidecar["num_bytes"], "tokens": store.num_tokens}
+            for unit, number in counts.items():
+                tally.count(f"{unit} read", one, number)
         parts = write(stores, tokenizer, path, tally)
         records = sum(store.num_documents for store in stores.values())
         journal.end(parts, {"records": records, "seconds": round(time.monotonic() - start, 1), "tally": tally.as_json()})
@@ -123,8 +125,3 @@ def _tokenizer(inputs: tuple[str, ...]) -> Tokenizer:
 def _identity(source: str) -> str | list:
     stats = [(file.id, file.path.stat()) for file in tokens.files(source)]
     return folder.sha256(source) or [json.dumps([id, stat.st_size, stat.st_mtime_ns]) for id, stat in stats]
-
-
-def _count(tally: Tally, side: str, name: str, store: Store) -> None:
-    for unit, number in (("documents", store.num_documents), ("tokens", store.num_tokens), ("bytes", store.sidecar["num_bytes"])):
-        tally.count(f"{unit} {side}", name, number)

@@ -3,7 +3,6 @@
 Workers write parts: for each batch the lengths of its documents and their ids. When all are there, they are joined into the store.
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -44,7 +43,8 @@ class Tokenize:
         self.check()
         folder.require_ended(pathlib.Path(self.tokenizer))
         path, tokenizer = pathlib.Path(output), tokenizers.load(self.tokenizer)
-        what = {"stage": "tokenize", "options": dataclasses.asdict(self), "tokenizer": {"sha256": tokenizer.sha256}}
+        named = {"tokenizer": pathlib.Path(self.tokenizer).resolve().name}  # known by its content, wherever it lies
+        what = {"stage": "tokenize", "options": named, "tokenizer": {"sha256": tokenizer.sha256}}
         prepare = functools.partial(_save, tokenizer, path)
         finish = functools.partial(_join, path, tokenizer)
         work = _Work(path / tokens.TOKENIZER)

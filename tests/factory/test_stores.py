@@ -42,7 +42,7 @@ def documents(folder) -> list[tuple[int, ...]]:
 def test_merged_stores_are_one_behind_the_other(folders, tmp_path):
     tally = run("merge", (folders / "a", folders / "b"), tmp_path / "out")
     assert documents(tmp_path / "out") == documents(folders / "a") + documents(folders / "b")
-    assert tally.counts["documents written"] == {"a": 100, "b": 100}
+    assert tally.counts["documents read"] == {"a": 100, "b": 100}
     sidecars = [json.loads((folder / "tokens.json").read_text()) for folder in (folders / "a", folders / "b", tmp_path / "out")]
     assert sidecars[0]["num_bytes"] + sidecars[1]["num_bytes"] == sidecars[2]["num_bytes"] == 2 * sum(len(text.encode()) for text in TEXTS)
     assert verify.faults(str(tmp_path / "out")) == []
@@ -54,7 +54,8 @@ def test_merged_stores_are_one_behind_the_other(folders, tmp_path):
 
 
 def test_a_split_puts_every_document_into_one_part(folders, tmp_path, monkeypatch):
-    run("split", str(folders / "a"), tmp_path / "out", weights=(90, 7, 3))
+    tally = run("split", str(folders / "a"), tmp_path / "out", weights=(90, 7, 3))
+    assert tally.counts["documents of a part"] == {"train": 90, "valid": 7, "test": 3}
     parts = [documents(tmp_path / "out" / name) for name in merge.SIDES]
     assert [len(part) for part in parts] == [90, 7, 3]
     assert sorted(itertools.chain(*parts)) == sorted(documents(folders / "a"))

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import signal
 import struct
 import subprocess
@@ -229,6 +230,8 @@ def test_tokenizers_that_are_none(corpus, tmp_path, trained):
     tokenize(path, tmp_path / "out", trained["bpe"])
     with pytest.raises(ConfigError, match=r"tokenizer .* there, .* now"):
         tokenize(path, tmp_path / "out", trained["unigram"])
+    shutil.copytree(trained["bpe"], tmp_path / "elsewhere" / "bpe")
+    tokenize(path, tmp_path / "out", tmp_path / "elsewhere" / "bpe")
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "journal.jsonl").write_text("")
     with pytest.raises(DataError, match="has not ended"):
