@@ -101,7 +101,7 @@ def refuse_busy(path: pathlib.Path, owner: str) -> None:
 def _go_on(
     journal: Journal, name: str, inputs: Inputs, work: Callable, suffix: str, machine: Machine, prepare: Callable, finish: Callable
 ) -> Tally:
-    start = time.monotonic() - sum(part["seconds"] for part in journal.parts)
+    start = time.monotonic() - sum(part["seconds"] for part in journal.parts) - _seconds_before(journal.path)
     total = prepare()
     for part in journal.parts:
         total.add(Tally(**part.pop("tally")))
@@ -127,6 +127,11 @@ def _go_on(
     parts = finish(journal.parts)
     journal.end(parts, {"records": place.number, "seconds": round(time.monotonic() - start, 1), "tally": total.as_json()})
     return total
+
+
+def _seconds_before(path: pathlib.Path) -> float:
+    """Of a stage's earlier passes, whose folders lie in its own."""
+    return sum(folder.read(done.parent)["seconds"] for done in path.glob(f"*/{folder.DONE}"))
 
 
 def _batches(inputs: Inputs, start: Place, part_bytes: int, ends: list, sizes: list) -> Iterator[Batch]:

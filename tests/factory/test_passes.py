@@ -13,7 +13,7 @@ import pytest
 from corpora import content, read, run
 
 from mtnlg.core.errors import CannotWrite, ConfigError, DataError, MissingInput
-from mtnlg.factory import stage
+from mtnlg.factory import folder, stage
 from mtnlg.factory.clean import Clean
 from mtnlg.factory.inputs import Inputs
 from mtnlg.factory.passes import Machine
@@ -215,3 +215,11 @@ def test_a_step_that_mostly_fails_is_at_fault_itself(corpus, tmp_path, num_recor
         step.every = 1000  # mended
         go(make_step=lambda: step)
         assert [d["id"] for d in read(tmp_path / "out")] == [str(n) for n in range(1, 300)]
+
+
+def test_the_seconds_of_a_stage_are_those_of_all_its_passes(corpus, tmp_path):
+    clean(corpus(DOCUMENTS), tmp_path / "out" / "first")
+    said = folder.read(tmp_path / "out" / "first")
+    (tmp_path / "out" / "first" / folder.DONE).write_text(json.dumps(said | {"seconds": 1000.0}))
+    clean(corpus(DOCUMENTS), tmp_path / "out")
+    assert 1000 <= folder.read(tmp_path / "out")["seconds"] < 1100
