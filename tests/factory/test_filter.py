@@ -1,6 +1,9 @@
 """Documents are kept by fields, languages, heuristics and quality, and each that is not has its reason."""
 
+import gzip
+import json
 import math
+import pathlib
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from mtnlg.core.errors import ConfigError, DataError, MissingInput
 from mtnlg.factory import filter as filters
 from mtnlg.factory import language, quality, registry, where
 
+DATA = pathlib.Path(__file__).parents[3] / "shared" / "data"
 LANGUAGES = {
     "en": "The committee will meet again on Thursday to decide whether the old bridge should be repaired or replaced. " * 3,
     "de": "Der Ausschuss wird am Donnerstag wieder zusammentreten und entscheiden, ob die alte Brücke repariert werden soll. " * 3,
@@ -37,6 +41,17 @@ def test_a_language_is_told_from_all_of_a_long_text():
     assert detect("  123 \n") == language.UNKNOWN
     italian = "Il comitato si riunisce ancora domani per decidere se il vecchio ponte deve essere riparato. " * 3
     assert detect(italian + LANGUAGES["en"] * 30) == "en" and detect(italian) == "it"
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is not there")
+def test_languages_of_flores():
+    """Six sentences at a time, in each of its languages."""
+    with gzip.open(DATA / "finetune" / "flores200.dev.jsonl.gz") as file:
+        rows = list(map(json.loads, file))[:120]
+    named = {"eng_Latn": "en", "zho_Hans": "zh", "zho_Hant": "zh", "deu_Latn": "de", "fra_Latn": "fr", "spa_Latn": "es", "jpn_Jpan": "ja"}
+    detect = language.detector()
+    for field, code in named.items():
+        assert {detect(" ".join(row[field] for row in rows[at : at + 6])) for at in range(0, 120, 6)} == {code}
 
 
 @given(st.text("ab", max_size=5000))
