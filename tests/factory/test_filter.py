@@ -16,6 +16,7 @@ from mtnlg.core.errors import ConfigError, DataError, MissingInput
 from mtnlg.factory import filter as filters
 from mtnlg.factory import language, quality, registry, where
 
+DETECT = language.detector()
 DATA = pathlib.Path(__file__).parents[3] / "shared" / "data"
 LANGUAGES = {
     "en": "The committee will meet again on Thursday to decide whether the old bridge should be repaired or replaced. " * 3,
@@ -128,6 +129,13 @@ def test_documents_are_kept_as_often_as_the_formula_says(alpha, score):
     witness = np.mean(np.random.default_rng(1).pareto(alpha, number) > 1 - score)
     bound = 4 * math.sqrt(expected * (1 - expected) / number) + 1e-12
     assert abs(kept - expected) <= bound and abs(witness - expected) <= bound
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=600), st.integers(0, 3))
+def test_every_text_has_a_language_and_a_quality(text, seed):
+    classifier = quality.Classifier(np.random.default_rng(seed).normal(size=1 << 20).astype(np.float32), 0.0)
+    assert 0 <= classifier(text) <= 1 and DETECT(text) in language.codes() | {language.UNKNOWN}
 
 
 GOOD = ["The river ran between quiet hills and the old man watched it every evening from his garden.", "She read the letter again."]
