@@ -17,13 +17,13 @@ from mtnlg.factory.tally import Tally
 
 @dataclass(frozen=True)
 class Filter:
-    """Keeps documents that all conditions hold for, which are tried in this order."""
+    """Keeps documents that all conditions hold for: fields first, then heuristics, quality, and languages, the slowest, at last."""
 
     where: tuple[str, ...] = key((), "FIELD=VALUE, FIELD<NUMBER or FIELD>NUMBER, all of which hold; FIELD goes down with dots")
     rules: tuple[str, ...] = key((), f"heuristics for English: {', '.join(RULES)}")
-    languages: tuple[str, ...] = key((), "ISO 639-1 codes that are kept, written as the field language; none: not looked at")
     quality: str = key("", "a classifier of train-quality, whose score is written as the field quality; none: not looked at")
     alpha: float = key(3.0, "a document is kept if a number of the Pareto distribution with this alpha is larger than 1 - quality")
+    languages: tuple[str, ...] = key((), "ISO 639-1 codes that are kept, written as the field language; none: not looked at")
 
     def check(self) -> None:
         """Raises ConfigError, MissingInput and DataError."""
@@ -53,8 +53,8 @@ class _Step:
         by_option: tuple[tuple[object, Callable], ...] = (
             (options.where, _where),
             (options.rules, _rules),
-            (options.languages, _languages),
             (options.quality, _quality),
+            (options.languages, _languages),
         )
         self._filters = [make(options) for given, make in by_option if given]
 

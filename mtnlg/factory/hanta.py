@@ -11,7 +11,7 @@ from mtnlg.core import extras
 BEAM = 5  # states that are followed, and those within _NEAR of the next, as HanTa does
 _NEAR = 1.0
 _CUTOFF = 5  # tags less likely than the best by so much (natural logarithm) are not tried
-_KNOWN_WORDS = 100_000  # whose analysis is remembered
+_KNOWN_WORDS = 50_000  # whose analysis is remembered
 
 State = tuple[int, int]  # the tags of the last two words
 

@@ -6,7 +6,7 @@ from mtnlg.core import extras
 
 FIELD = "language"
 UNKNOWN = "und"  # ISO 639-2: undetermined
-MAX_CHARS = 1000  # that are looked at: a text of many more takes no longer
+MAX_CHARS = 400  # that are looked at, however long a text is
 _STRETCHES = 4
 
 

@@ -73,6 +73,17 @@ def test_time_of_english_words_grows_with_length_alone(unit):
     assert seconds(1_000_000) < 10 * seconds(250_000) + 0.1
 
 
+@pytest.mark.parametrize("unit", ["中文", "很", "\n", "a", "，", "的。"])
+def test_time_of_chinese_tags_grows_with_length_alone(unit):
+    def seconds(length):
+        start = time.process_time()
+        words, _ = CHINESE.tagged(unit * (length // len(unit)))
+        assert sum(map(len, words)) == (unit != "\n") * length
+        return time.process_time() - start
+
+    assert seconds(120_000) < 10 * seconds(30_000) + 0.1
+
+
 def test_fields_tables_and_any_number_of_workers(corpus, tmp_path):
     documents = [{"id": f"{code}{n}", "text": f"{text} {n}"} for n in range(20) for code, text in LANGUAGES.items()]
     options = {"with": "language,tags,words"}

@@ -1,6 +1,9 @@
 """Documents are kept by fields, languages, heuristics and quality, and each that is not has its reason."""
 
+import gzip
+import json
 import math
+import pathlib
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from mtnlg.core.errors import ConfigError, DataError, MissingInput
 from mtnlg.factory import filter as filters
 from mtnlg.factory import language, quality, registry, where
 
+DETECT = language.detector()
+DATA = pathlib.Path(__file__).parents[3] / "shared" / "data"
 LANGUAGES = {
     "en": "The committee will meet again on Thursday to decide whether the old bridge should be repaired or replaced. " * 3,
     "de": "Der Ausschuss wird am Donnerstag wieder zusammentreten und entscheiden, ob die alte Brücke repariert werden soll. " * 3,
@@ -37,6 +42,17 @@ def test_a_language_is_told_from_all_of_a_long_text():
     assert detect("  123 \n") == language.UNKNOWN
     italian = "Il comitato si riunisce ancora domani per decidere se il vecchio ponte deve essere riparato. " * 3
     assert detect(italian + LANGUAGES["en"] * 30) == "en" and detect(italian) == "it"
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is not there")
+def test_languages_of_flores():
+    """Six sentences at a time, in each of its languages."""
+    with gzip.open(DATA / "finetune" / "flores200.dev.jsonl.gz") as file:
+        rows = list(map(json.loads, file))[:120]
+    named = {"eng_Latn": "en", "zho_Hans": "zh", "zho_Hant": "zh", "deu_Latn": "de", "fra_Latn": "fr", "spa_Latn": "es", "jpn_Jpan": "ja"}
+    detect = language.detector()
+    for field, code in named.items():
+        assert {detect(" ".join(row[field] for row in rows[at : at + 6])) for at in range(0, 120, 6)} == {code}
 
 
 @given(st.text("ab", max_size=5000))
@@ -113,6 +129,13 @@ def test_documents_are_kept_as_often_as_the_formula_says(alpha, score):
     witness = np.mean(np.random.default_rng(1).pareto(alpha, number) > 1 - score)
     bound = 4 * math.sqrt(expected * (1 - expected) / number) + 1e-12
     assert abs(kept - expected) <= bound and abs(witness - expected) <= bound
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=600), st.integers(0, 3))
+def test_every_text_has_a_language_and_a_quality(text, seed):
+    classifier = quality.Classifier(np.random.default_rng(seed).normal(size=1 << 20).astype(np.float32), 0.0)
+    assert 0 <= classifier(text) <= 1 and DETECT(text) in language.codes() | {language.UNKNOWN}
 
 
 GOOD = ["The river ran between quiet hills and the old man watched it every evening from his garden.", "She read the letter again."]
