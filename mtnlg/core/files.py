@@ -5,6 +5,7 @@ import errno
 import os
 import pathlib
 import shutil
+from collections.abc import Iterable
 
 from mtnlg.core.errors import CannotWrite, TemporaryFailure
 
@@ -46,10 +47,11 @@ def draft(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(path.name + ".tmp")
 
 
-def write_synced(path, content: bytes | str) -> None:
-    """Writes (text as UTF-8) and waits for the disk. Raises OSError."""
+def write_synced(path, content: bytes | str | Iterable[bytes]) -> None:
+    """Writes (text as UTF-8, pieces one by one) and waits for the disk. Raises OSError."""
+    whole = content.encode() if isinstance(content, str) else content
     with open(path, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.writelines([whole] if isinstance(whole, bytes) else whole)
         sync(file)
 
 

@@ -67,7 +67,7 @@ def files(folder) -> list[SourceFile]:
 def open_store(folder, tokenizer: Tokenizer) -> Store:
     """The store of a folder, whose tokens must be of this tokenizer. Raises ConfigError where they are not, MissingInput, DataError."""
     store = Store(pathlib.Path(folder) / NAME)
-    if not store.sidecar or store.sidecar["tokenizer_sha256"] != tokenizer.sha256:
+    if (store.sidecar or {}).get("tokenizer_sha256") != tokenizer.sha256:
         cure = f"--config.data.tokenizer={pathlib.Path(folder) / TOKENIZER}"
         raise ConfigError("its tokens are of another tokenizer than the one that is given", str(folder), cure)
     store.vocab_size = tokenizer.vocab_size

@@ -135,11 +135,13 @@ class StoreWriter:
     def _write_index(self) -> str:
         """Its SHA-256."""
         digest = hashlib.sha256()
-        with open(files.draft(self._idx), "wb") as file:
+
+        def hashed():
             for piece in self._index():
-                file.write(piece)
                 digest.update(piece)
-            files.sync(file)
+                yield piece
+
+        files.write_synced(files.draft(self._idx), hashed())
         return digest.hexdigest()
 
     def _index(self) -> Iterator[bytes]:
