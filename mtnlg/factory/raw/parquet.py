@@ -1,5 +1,7 @@
 """Parquet as lines of JSON: row by row, with the columns that are asked for and no others."""
 
+import functools
+import importlib.util
 import json
 import pathlib
 from collections.abc import Iterator
@@ -8,6 +10,7 @@ from mtnlg.core import extras
 from mtnlg.core.errors import DataError
 from mtnlg.factory import documents
 from mtnlg.factory.documents import Unreadable
+from mtnlg.factory.raw import sandbox
 
 _ROWS = 16  # decoded at once: each may be as long as a record
 _PAGE_BYTES = 2**20  # read at once
@@ -18,11 +21,18 @@ _FREE_CHARS = 100  # of a library's message
 def rows(path: pathlib.Path, columns: tuple[str, ...], max_ratio: int) -> Iterator[bytes | Unreadable]:
     """The rows of a file as JSON objects. columns: that of the text, which must be there, and others.
 
-    max_ratio: bytes of text for each byte of the file at most, beyond the first 16 MB. Raises DataError.
+    max_ratio: bytes of text for each byte of the file at most, beyond the first 16 MB. Raises DataError, and ConfigError without pyarrow.
     """
     with extras.needed("data"):
-        import pyarrow
-        from pyarrow import parquet
+        if importlib.util.find_spec("pyarrow") is None:
+            raise ImportError(name="pyarrow")
+    return sandbox.streamed(functools.partial(_read, path, columns, max_ratio), str(path))
+
+
+def _read(path: pathlib.Path, columns: tuple[str, ...], max_ratio: int) -> Iterator[bytes | Unreadable]:
+    """In a child, for pyarrow ends the process over some damaged footers."""
+    import pyarrow
+    from pyarrow import parquet
 
     limit, size = _FREE_BYTES + max_ratio * path.stat().st_size, 0
     try:
