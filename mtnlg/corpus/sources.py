@@ -23,7 +23,7 @@ PYTHON = "python"
 SUFFIXES = tuple(kind + packing for kind in (".txt", ".jsonl") for packing in ("", ".gz", ".zst"))
 
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "ensurepip", "__pycache__"}
-_FREE_BYTES = 16_000_000  # that a file of any size may unpack to
+FREE_BYTES = 16_000_000  # that a file of any size may unpack to
 _ZSTD_CHUNK_BYTES = 256  # a block of 128 KiB takes 4 bytes at least, so this can swell to 8 MiB and no further
 
 
@@ -231,7 +231,7 @@ class _Limited(io.RawIOBase):
     def readinto(self, target) -> int:
         count = self._unpacked.readinto(target)
         self._size += count
-        if self._size > _FREE_BYTES + self._max_ratio * self._packed.tell():
+        if self._size > FREE_BYTES + self._max_ratio * self._packed.tell():
             what = f"unpacks to more than {self._max_ratio} times its size"
             raise DataError(what, str(self._packed.name), "the file unpacked, if it is no trap")
         return count

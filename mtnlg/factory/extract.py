@@ -19,7 +19,11 @@ from mtnlg.factory.tally import Tally
 
 @dataclass(frozen=True)
 class Extract:
-    """Makes documents of files and folders of any kind, of Python's own library (python) and of data sets of the hub (hf:NAME)."""
+    """Makes documents of files and folders, of Python's own library (python) and of data sets of the hub (hf:NAME[:CONFIG[:SPLIT]]).
+
+    Files are known by their suffixes: .jsonl, .ndjson, .parquet, .html, .htm, .xhtml, .warc, text (.txt, .md, .rst, .tex) and source code
+    (.py, .c, .java and so on), all but Parquet also packed (.gz, .zst).
+    """
 
     source: str = key("", "what the documents come from; empty: what they say themselves, or else the name of the input")
     html: str = key("trafilatura", "by whose rules the text of a page is found", html.RULES)

@@ -155,6 +155,10 @@ CASES = {
     "parquet_cut_short": (_parquet({"text": ["a"] * 99}, lambda c: c[: len(c) // 2]), ["from here on: damaged or cut short"]),
     "parquet_damaged_footer": (_parquet({"text": ["a"] * 99}, lambda c: c[:-60] + bytes(52) + c[-8:]), ["from here on: damaged or cut"]),
     "parquet_footer_of_4_gb": (_parquet({"text": ["a"]}, lambda c: c[:-8] + b"\xff\xff\xff\xff" + c[-4:]), ["from here on: damaged or"]),
+    "parquet_that_ends_pyarrow_26": (  # by abort(), over the length of a histogram
+        _parquet({"text": ["a"] * 99, "n": [[1, 2]] * 99}, lambda c: c[:-597] + b"8" + c[-596:]),
+        ["from here on: "],
+    ),
     "parquet_damaged_page": (
         _parquet({"text": ["a" * 999]}, lambda c: c[:10] + b"\xff" * 40 + c[50:]),
         ["from here on: damaged or cut short"],

@@ -70,7 +70,7 @@ class TextOf:
 
     def __init__(self, rule: str, stopwords: str):
         check(rule, stopwords)
-        self._sandbox = Sandbox(functools.partial(_trafilatura) if rule == "trafilatura" else functools.partial(_justext, stopwords))
+        self._sandbox = Sandbox(_trafilatura if rule == "trafilatura" else functools.partial(_justext, stopwords))
 
     def __call__(self, page: str) -> str:
         """Raises Unreadable for a page that is too much for a parser."""

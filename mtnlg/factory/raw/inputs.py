@@ -23,7 +23,7 @@ CODE = (
 SUFFIXES = {"json": (".jsonl", ".ndjson"), "html": (".html", ".htm", ".xhtml"), "warc": (".warc",), "text": (*PROSE, *CODE)}
 PARQUET, HUB, REFUSED = "parquet", "hub", "refused"
 WHOLE = ("text", "html", REFUSED)  # kinds of files that are one record
-READ = "JSONL, Parquet, HTML, WARC, text or source code, as named in docs/corpus.md"
+READ = "JSONL, Parquet, HTML, WARC, text or source code, by the suffixes that python -m mtnlg data extract --help names"
 
 
 def kind_of(name: str) -> str:

@@ -1,30 +1,40 @@
 """Parquet as lines of JSON: row by row, with the columns that are asked for and no others."""
 
+import functools
+import importlib.util
 import json
 import pathlib
 from collections.abc import Iterator
 
 from mtnlg.core import extras
 from mtnlg.core.errors import DataError
+from mtnlg.corpus import sources
 from mtnlg.factory import documents
 from mtnlg.factory.documents import Unreadable
+from mtnlg.factory.raw import sandbox
 
 _ROWS = 16  # decoded at once: each may be as long as a record
 _PAGE_BYTES = 2**20  # read at once
-_FREE_BYTES = 16_000_000  # that a file of any size may hold
-_FREE_CHARS = 100  # of a library's message
+_SHOWN_CHARS = 100  # of a library's message
 
 
 def rows(path: pathlib.Path, columns: tuple[str, ...], max_ratio: int) -> Iterator[bytes | Unreadable]:
     """The rows of a file as JSON objects. columns: that of the text, which must be there, and others.
 
-    max_ratio: bytes of text for each byte of the file at most, beyond the first 16 MB. Raises DataError.
+    max_ratio: bytes of text for each byte of the file at most, beyond the first 16 MB. Raises DataError, and ConfigError without pyarrow.
     """
     with extras.needed("data"):
-        import pyarrow
-        from pyarrow import parquet
+        if importlib.util.find_spec("pyarrow") is None:
+            raise ImportError(name="pyarrow")
+    return sandbox.streamed(functools.partial(_read, path, columns, max_ratio), str(path))
 
-    limit, size = _FREE_BYTES + max_ratio * path.stat().st_size, 0
+
+def _read(path: pathlib.Path, columns: tuple[str, ...], max_ratio: int) -> Iterator[bytes | Unreadable]:
+    """In a child, for pyarrow ends the process over some damaged footers."""
+    import pyarrow
+    from pyarrow import parquet
+
+    limit, size = sources.FREE_BYTES + max_ratio * path.stat().st_size, 0
     try:
         with parquet.ParquetFile(path, buffer_size=_PAGE_BYTES) as file:
             found = _columns(file, columns, path, max_ratio)
@@ -35,7 +45,7 @@ def rows(path: pathlib.Path, columns: tuple[str, ...], max_ratio: int) -> Iterat
                         raise DataError(f"unpacks to more than {max_ratio} times its size", str(path), "another form of it")
                     yield row
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        shown = " ".join(str(error).split())[:_FREE_CHARS]
+        shown = " ".join(str(error).split())[:_SHOWN_CHARS]
         raise DataError(f"damaged or cut short: {shown}", str(path), "a fresh copy of the file") from None
 
 
@@ -50,11 +60,11 @@ def _columns(file, wanted: tuple[str, ...], path: pathlib.Path, max_ratio: int) 
     type = schema.field(text).type
     type = type.value_type if pyarrow.types.is_dictionary(type) else type
     if not (pyarrow.types.is_string(type) or pyarrow.types.is_large_string(type) or pyarrow.types.is_string_view(type)):
-        raise DataError(f"column {text!r} is {str(type)[:_FREE_CHARS]}, not string", str(path), "--text with a column of strings")
+        raise DataError(f"column {text!r} is {str(type)[:_SHOWN_CHARS]}, not string", str(path), "--text with a column of strings")
     for number in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(number)
         for column in map(group.column, range(group.num_columns)):
-            if column.total_uncompressed_size > _FREE_BYTES + max_ratio * column.total_compressed_size:
+            if column.total_uncompressed_size > sources.FREE_BYTES + max_ratio * column.total_compressed_size:
                 raise DataError(f"unpacks to more than {max_ratio} times its size", str(path), "another form of it")
     return names
 
