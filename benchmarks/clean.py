@@ -70,7 +70,7 @@ def main() -> None:
         print(json.dumps(measured(found.sample[0], found.files[0], found.sample[1], found.megabytes)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        from mtnlg.factory.quality import Classifier
+        from mtnlg.factory.text.quality import Classifier
 
         quality = f"{folder}/quality.npz"
         Classifier(np.random.default_rng(0).normal(size=1 << 20).astype(np.float32), 0.0).save(quality)

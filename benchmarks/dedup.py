@@ -27,7 +27,7 @@ import numpy as np
 
 from mtnlg.core import files
 from mtnlg.factory import documents, folder, registry
-from mtnlg.factory.duplicates import Duplicates
+from mtnlg.factory.dedup.duplicates import Duplicates
 from mtnlg.factory.inputs import Inputs
 from mtnlg.factory.passes import Machine
 
@@ -144,8 +144,8 @@ def compare(paths: tuple[str, ...], repeats: int) -> None:
 
 def time_candidates(number: int) -> None:
     """Of random signatures; every 20th has half of its bands from the one before, and every 50th its text."""
-    from mtnlg.factory import candidates
-    from mtnlg.factory.signatures import ROW
+    from mtnlg.factory.dedup import candidates
+    from mtnlg.factory.dedup.signatures import ROW
 
     numbers = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from mtnlg.factory import tags
+from mtnlg.factory.text import tags
 
 
 class Measured(NamedTuple):

@@ -66,7 +66,7 @@ def _module(name: str):
 
 
 def _run_stage(name: str, found: argparse.Namespace) -> int:
-    from mtnlg.factory.summary import Ended, text
+    from mtnlg.factory.report.summary import Ended, text
 
     stage = registry.make(name, {option: getattr(found, field.name) for option, field in registry.fields_of(name).items()})
     stage.run(found.input, found.output, Machine(num_workers=found.workers))

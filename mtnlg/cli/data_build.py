@@ -30,7 +30,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     from mtnlg.factory import build, graph
     from mtnlg.factory.passes import Machine
     from mtnlg.factory.report import page
-    from mtnlg.factory.summary import Ended, text
+    from mtnlg.factory.report.summary import Ended, text
 
     wanted = graph.load(options.config, options.set)
     if options.dry_run:

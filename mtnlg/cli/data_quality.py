@@ -19,7 +19,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     require_nothing(rest)
     if not options.output.endswith(".npz"):
         raise ConfigError(f"{options.output!r} does not end in .npz", "--output", "--output=quality.npz")
-    from mtnlg.factory import quality
+    from mtnlg.factory.text import quality
 
     trained = quality.train(options.positive, options.negative, options.num_epochs)
     trained.classifier.save(options.output)

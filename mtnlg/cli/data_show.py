@@ -7,7 +7,7 @@ import argparse
 import textwrap
 
 from mtnlg.cli.data import require_nothing
-from mtnlg.factory.summary import printable
+from mtnlg.factory.report.summary import printable
 
 _MOST_LINES = 10  # of ids, and of text
 _WIDTH = 110

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     from mtnlg.core.errors import DataError
-    from mtnlg.factory import verify
+    from mtnlg.factory.tokens import verify
 
     require_nothing(rest)
     if found := verify.faults(options.store, options.tokenizer):

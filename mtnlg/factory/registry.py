@@ -23,16 +23,16 @@ class Entry:
 
 
 STAGES = {
-    "extract": Entry("extract", "Extract", "documents of text, source code, HTML, WARC, JSONL, Parquet and data sets of the hub"),
-    "clean": Entry("clean", "Clean", "repair encodings and white space, leave out what is too short"),
-    "filter": Entry("filter", "Filter", "keep documents by language, quality, fields and heuristics"),
-    "dedup": Entry("dedup", "Dedup", "leave out documents that are there already, or nearly"),
-    "decontaminate": Entry("decontaminate", "Decontaminate", "remove what evaluation tasks have too"),
-    "annotate": Entry("annotate", "Annotate", "write language, quality, words and tags beside the texts"),
-    "train-tokenizer": Entry("train_tokenizer", "TrainTokenizer", "train a tokenizer on a sample of the documents"),
-    "tokenize": Entry("tokenize", "Tokenize", "text to token ids, in Megatron's .bin and .idx"),
-    "merge": Entry("merge", "Merge", "several folders of tokens into one"),
-    "split": Entry("merge", "Split", "a folder of tokens into train, valid and test"),
+    "extract": Entry("raw.extract", "Extract", "documents of text, source code, HTML, WARC, JSONL, Parquet and data sets of the hub"),
+    "clean": Entry("text.clean", "Clean", "repair encodings and white space, leave out what is too short"),
+    "filter": Entry("text.filter", "Filter", "keep documents by language, quality, fields and heuristics"),
+    "dedup": Entry("dedup.dedup", "Dedup", "leave out documents that are there already, or nearly"),
+    "decontaminate": Entry("tasks.decontaminate", "Decontaminate", "remove what evaluation tasks have too"),
+    "annotate": Entry("text.annotate", "Annotate", "write language, quality, words and tags beside the texts"),
+    "train-tokenizer": Entry("tokens.train_tokenizer", "TrainTokenizer", "train a tokenizer on a sample of the documents"),
+    "tokenize": Entry("tokens.tokenize", "Tokenize", "text to token ids, in Megatron's .bin and .idx"),
+    "merge": Entry("tokens.merge", "Merge", "several folders of tokens into one"),
+    "split": Entry("tokens.merge", "Split", "a folder of tokens into train, valid and test"),
 }
 
 

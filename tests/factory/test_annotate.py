@@ -17,9 +17,10 @@ from test_filter import LANGUAGES
 
 from benchmarks import tags as benchmark
 from mtnlg.core.errors import ConfigError, MissingInput
-from mtnlg.factory import annotate, folder, hanta, passes, quality, registry, tags
+from mtnlg.factory import folder, passes, registry
 from mtnlg.factory.passes import Machine, Result
 from mtnlg.factory.tally import Tally
+from mtnlg.factory.text import annotate, hanta, quality, tags
 
 DATA = pathlib.Path(__file__).parents[3] / "shared" / "data"
 PIECES = ["a", "N", "n't", " ", "'", "’s", "中", "文", "ａ", ".", "!", "\n", "-", ",", "x/y", "3.1", "\u0301", "ـ"]

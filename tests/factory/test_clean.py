@@ -9,10 +9,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mtnlg.core.errors import ConfigError
-from mtnlg.factory import fixes, registry
-from mtnlg.factory.clean import Clean
+from mtnlg.factory import registry
 from mtnlg.factory.documents import Drop
 from mtnlg.factory.tally import Tally
+from mtnlg.factory.text import fixes
+from mtnlg.factory.text.clean import Clean
 
 PIECES = [
     "a",
@@ -172,7 +173,7 @@ def test_what_ftfy_leaves_alone_is_found_without_it(text):
     """Lines that are passed over are those in which it finds nothing."""
     import ftfy
 
-    from mtnlg.factory.clean import _NOT_PLAIN
+    from mtnlg.factory.text.clean import _NOT_PLAIN
 
     if not _NOT_PLAIN.search(text):
         assert ftfy.fix_text(text) == text

@@ -10,8 +10,8 @@ from corpora import read, run
 
 from mtnlg.core.errors import ConfigError
 from mtnlg.factory import datatrove
-from mtnlg.factory.clean import Clean
-from mtnlg.factory.decontaminate import Decontaminate
+from mtnlg.factory.tasks.decontaminate import Decontaminate
+from mtnlg.factory.text.clean import Clean
 
 TEXT = "Document {} says  what it\u00a0has to say. "
 DOCUMENTS = [{"id": str(n), "text": TEXT.format(n) * (1 + n % 7), "source": f"s{n % 2}", "more": [n]} for n in range(100)]

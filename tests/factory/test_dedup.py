@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtnlg.core.errors import ConfigError
-from mtnlg.factory import candidates, duplicates, signatures, spill
+from mtnlg.factory.dedup import candidates, duplicates, signatures, spill
 
 DATA = pathlib.Path(__file__).parents[3] / "shared" / "data" / "corpora"
 
@@ -250,7 +250,8 @@ def test_any_number_of_workers_writes_the_same_bytes(corpus, tmp_path):
 
 KILLED = """
 import os, sys
-from mtnlg.factory import candidates, duplicates, folder, registry
+from mtnlg.factory.dedup import candidates, duplicates
+from mtnlg.factory import folder, registry
 from mtnlg.factory.passes import Machine
 
 where, left = sys.argv[3:]

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from mtnlg.cli.data import main
 from mtnlg.core.errors import ConfigError, DataError, MissingInput
-from mtnlg.factory import filter as filters
-from mtnlg.factory import language, quality, registry, where
+from mtnlg.factory import registry
+from mtnlg.factory.text import filter as filters
+from mtnlg.factory.text import language, quality, where
 
 DETECT = language.detector()
 DATA = pathlib.Path(__file__).parents[3] / "shared" / "data"

@@ -14,9 +14,9 @@ from corpora import content, read, run
 
 from mtnlg.core.errors import CannotWrite, ConfigError, DataError, MissingInput
 from mtnlg.factory import folder, stage
-from mtnlg.factory.clean import Clean
 from mtnlg.factory.inputs import Inputs
 from mtnlg.factory.passes import Machine
+from mtnlg.factory.text.clean import Clean
 
 DOCUMENTS = [{"id": str(n), "text": f"Document {n} says  what it\u00a0has to say. " * (1 + n % 7)} for n in range(300)]
 

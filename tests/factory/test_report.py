@@ -8,7 +8,7 @@ import pytest
 
 from mtnlg.factory.report import charts, levels, page
 from mtnlg.factory.report.markup import Markup, tag
-from mtnlg.factory.summary import Ended, size, text
+from mtnlg.factory.report.summary import Ended, size, text
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)></pre>\x00\x1b[31m\u202eevil & co"
 

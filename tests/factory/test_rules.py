@@ -10,9 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from plainly import words as plain_words
 
-from mtnlg.factory import rules
 from mtnlg.factory.documents import Drop
 from mtnlg.factory.tally import Tally
+from mtnlg.factory.text import rules
 
 FRESH = ["".join(letters) for letters in itertools.product("abcde", "fghij", "klmno", "pqrst", "uvwxy")]  # 3125 words of 5 letters
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mtnlg.cli.main import main
 from mtnlg.core.errors import ConfigError, DataError, MissingInput
 from mtnlg.data.store import Store
-from mtnlg.factory import merge, verify
+from mtnlg.factory.tokens import merge, verify
 
 TEXTS = [f"document {n} " + "says \x1b[31m this\nand that " * (n % 40) for n in range(100)]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from mtnlg.factory.report.markup import Markup, tag
-from mtnlg.factory.summary import ranked
+from mtnlg.factory.report.summary import ranked
 
 MOST_BARS = 12
 _NUMBER = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from mtnlg.factory.report.charts import Level
-from mtnlg.factory.summary import BYTES, TOKENS, Ended
+from mtnlg.factory.report.summary import BYTES, TOKENS, Ended
 
 
 def grouped(ended: Sequence[Ended]) -> list[tuple[str, list[Ended]]]:

@@ -2,7 +2,7 @@
 
 import html
 
-from mtnlg.factory.summary import printable
+from mtnlg.factory.report.summary import printable
 
 
 class Markup(str):

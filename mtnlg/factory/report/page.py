@@ -11,7 +11,7 @@ from mtnlg.factory import folder
 from mtnlg.factory.report import charts, levels
 from mtnlg.factory.report.markup import Markup, content, tag
 from mtnlg.factory.report.style import COLOURS, CSS
-from mtnlg.factory.summary import BYTES, DOCUMENTS, DROPPED, LENGTH, UNREADABLE, Ended, ranked, size
+from mtnlg.factory.report.summary import BYTES, DOCUMENTS, DROPPED, LENGTH, UNREADABLE, Ended, ranked, size
 
 MOST_QUARANTINED = 25  # named here; the folder's file has more
 OPEN_STAGES = 8  # with more of them, all are folded up

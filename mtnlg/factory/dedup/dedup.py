@@ -14,13 +14,14 @@ import numpy as np
 
 from mtnlg.core.errors import ConfigError
 from mtnlg.core.schema import key
-from mtnlg.factory import candidates, documents, duplicates, folder, passes, signatures, stage
+from mtnlg.factory import documents, folder, passes, stage
+from mtnlg.factory.dedup import candidates, duplicates, signatures
+from mtnlg.factory.dedup.duplicates import Duplicates, Verify
+from mtnlg.factory.dedup.parts import Parts
+from mtnlg.factory.dedup.signatures import BAND_ROWS, BANDS, ROW, Sign
 from mtnlg.factory.documents import Drop
-from mtnlg.factory.duplicates import Duplicates, Verify
 from mtnlg.factory.inputs import Inputs
-from mtnlg.factory.parts import Parts
 from mtnlg.factory.passes import Batch, Machine, Result
-from mtnlg.factory.signatures import BAND_ROWS, BANDS, ROW, Sign
 from mtnlg.factory.tally import Tally
 
 SIGNATURES, SHINGLES = "signatures", "shingles"  # folders of the first two passes, in that of the stage

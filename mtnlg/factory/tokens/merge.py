@@ -20,7 +20,7 @@ from mtnlg.data.tokenizer import Tokenizer
 from mtnlg.factory import folder, passes
 from mtnlg.factory.passes import Machine
 from mtnlg.factory.tally import Tally
-from mtnlg.factory.tokenize import listed
+from mtnlg.factory.tokens.tokenize import listed
 
 SIDES = ("train", "valid", "test")
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from mtnlg.core import extras, files
-from mtnlg.factory import candidates, workers
-from mtnlg.factory.candidates import PAIR
-from mtnlg.factory.parts import Parts
+from mtnlg.factory import workers
+from mtnlg.factory.dedup import candidates
+from mtnlg.factory.dedup.candidates import PAIR
+from mtnlg.factory.dedup.parts import Parts
 from mtnlg.factory.passes import Machine
 from mtnlg.factory.tally import MAX_SAMPLES, Tally
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from mtnlg.core.errors import ConfigError
 from mtnlg.core.schema import key
-from mtnlg.factory import language, quality, registry, stage, where
+from mtnlg.factory import registry, stage
 from mtnlg.factory.documents import Drop
 from mtnlg.factory.inputs import Inputs
 from mtnlg.factory.passes import Machine
-from mtnlg.factory.quality import Classifier
-from mtnlg.factory.rules import RULES
 from mtnlg.factory.tally import Tally
+from mtnlg.factory.text import language, quality, where
+from mtnlg.factory.text.quality import Classifier
+from mtnlg.factory.text.rules import RULES
 
 
 @dataclass(frozen=True)

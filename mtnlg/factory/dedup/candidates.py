@@ -8,9 +8,9 @@ import numpy as np
 from mtnlg.core import files
 from mtnlg.core.errors import DataError
 from mtnlg.factory import words
-from mtnlg.factory.parts import Parts
-from mtnlg.factory.signatures import BANDS, ROW, UNREADABLE
-from mtnlg.factory.spill import Spill
+from mtnlg.factory.dedup.parts import Parts
+from mtnlg.factory.dedup.signatures import BANDS, ROW, UNREADABLE
+from mtnlg.factory.dedup.spill import Spill
 
 PAIR = np.dtype([("first", "<u4"), ("second", "<u4")])  # numbers of documents, in order
 SAME, NEAR, NUMBERS, ENDS = "same", "near", "numbers", "ends"

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from mtnlg.core.errors import ConfigError
 from mtnlg.core.schema import key
-from mtnlg.factory import language, quality, registry, stage, tags
+from mtnlg.factory import registry, stage
 from mtnlg.factory.inputs import Inputs
 from mtnlg.factory.passes import Machine
-from mtnlg.factory.quality import Classifier
 from mtnlg.factory.tally import Tally
+from mtnlg.factory.text import language, quality, tags
+from mtnlg.factory.text.quality import Classifier
 
 OWN_FIELDS = ("id", "text", "source")  # which no annotator may write
 Annotator = Callable[[dict, Tally], dict]

@@ -16,12 +16,13 @@ import numpy as np
 from mtnlg.core.errors import ConfigError
 from mtnlg.core.schema import key
 from mtnlg.corpus import sources
-from mtnlg.factory import documents, folder, ngrams, passes, stage
+from mtnlg.factory import documents, folder, passes, stage
 from mtnlg.factory.documents import Drop, Unreadable
 from mtnlg.factory.inputs import Inputs
-from mtnlg.factory.ngrams import Matches, Ngrams
 from mtnlg.factory.passes import Batch, Machine, Result
 from mtnlg.factory.tally import Tally
+from mtnlg.factory.tasks import ngrams
+from mtnlg.factory.tasks.ngrams import Matches, Ngrams
 
 COUNTS = "counts"  # folder of the first pass, in that of the stage
 _WORD = re.compile(r"\w+")

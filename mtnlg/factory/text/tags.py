@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from mtnlg.core import extras
-from mtnlg.factory.hanta import HanTa
+from mtnlg.factory.text.hanta import HanTa
 
 MAX_SENTENCE_WORDS = 100  # longer ones are cut: the tagger's probabilities run out of range
 MAX_WORD_CHARS = 40  # of a longer word the tagger sees the end

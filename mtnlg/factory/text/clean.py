@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from mtnlg.core import extras
 from mtnlg.core.errors import ConfigError
 from mtnlg.core.schema import key
-from mtnlg.factory import fixes, registry, stage
+from mtnlg.factory import registry, stage
 from mtnlg.factory.documents import Drop
 from mtnlg.factory.inputs import Inputs
 from mtnlg.factory.passes import Machine
 from mtnlg.factory.tally import Tally
+from mtnlg.factory.text import fixes
 
 SPACES = "white space"  # a kind of change
 EVERY = "all"  # in place of the name of a source
