@@ -99,15 +99,17 @@ Commands:
 
 def _stage_parser(name: str) -> Parser:
     parser = Parser(prog=f"python -m mtnlg data {name}", description=registry.options_of(name).__doc__, allow_abbrev=False)
-    parser.add_argument("--input", metavar="PATH,...", type=paths, required=True, help="files and folders of JSONL, in this order")
+    parser.add_argument("--input", metavar="PATH,...", type=paths, required=True, help=registry.STAGES[name].reads)
     parser.add_argument("--output", metavar="FOLDER", required=True, help="where the stage writes; an unfinished one goes on there")
     add_workers(parser)
     parser.add_argument("--report", metavar="FILE.html", help="a page about what was kept, what was left out and why")
     for option, field in registry.fields_of(name).items():
-        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-        meaning = f"{field.metadata['help']} (default: {default})".replace("%", "%%")
+        is_list = isinstance(field.default, tuple)
+        default = ",".join(map(str, field.default)) if is_list else field.default
+        meaning = (f"{field.metadata['help']} (default: {default})" if default != "" else field.metadata["help"]).replace("%", "%%")
+        shown = "|".join(field.metadata["choices"]) or ("X,..." if is_list else "X")
         read = functools.partial(registry.value, name, option)
-        parser.add_argument(f"--{option}", dest=field.name, metavar="X", type=read, default=field.default, help=meaning)
+        parser.add_argument(f"--{option}", dest=field.name, metavar=shown, type=read, default=field.default, help=meaning)
     return parser
 
 

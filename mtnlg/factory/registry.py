@@ -17,13 +17,23 @@ from mtnlg.core.errors import ConfigError
 
 @dataclass(frozen=True)
 class Entry:
+    """reads: what it takes as input."""
+
     module: str
     cls: str
     help: str
+    reads: str = "files and folders of JSONL, in this order"
 
+
+TOKENS = "folders that `tokenize` wrote"
 
 STAGES = {
-    "extract": Entry("raw.extract", "Extract", "documents of text, source code, HTML, WARC, JSONL, Parquet and data sets of the hub"),
+    "extract": Entry(
+        "raw.extract",
+        "Extract",
+        "documents of text, source code, HTML, WARC, JSONL, Parquet and data sets of the hub",
+        reads="files and folders of any kind, `python`, or hf:NAME of the hub",
+    ),
     "clean": Entry("text.clean", "Clean", "repair encodings and white space, leave out what is too short"),
     "filter": Entry("text.filter", "Filter", "keep documents by language, quality, fields and heuristics"),
     "dedup": Entry("dedup.dedup", "Dedup", "leave out documents that are there already, or nearly"),
@@ -31,8 +41,8 @@ STAGES = {
     "annotate": Entry("text.annotate", "Annotate", "write language, quality, words and tags beside the texts"),
     "train-tokenizer": Entry("tokens.train_tokenizer", "TrainTokenizer", "train a tokenizer on a sample of the documents"),
     "tokenize": Entry("tokens.tokenize", "Tokenize", "text to token ids, in Megatron's .bin and .idx"),
-    "merge": Entry("tokens.merge", "Merge", "several folders of tokens into one"),
-    "split": Entry("tokens.merge", "Split", "a folder of tokens into train, valid and test"),
+    "merge": Entry("tokens.merge", "Merge", "several folders of tokens into one", reads=TOKENS),
+    "split": Entry("tokens.merge", "Split", "a folder of tokens into train, valid and test", reads=TOKENS),
 }
 
 
