@@ -4,7 +4,7 @@ All with 20 bands of 13 hashes over shingles of 5 lower-case words, one process 
 that take turns. datasketch compares the shingle sets of what shares a band and joins clusters, as we do, and writes nothing. datatrove
 writes what it keeps and compares no sets. The corpus is Python's own library, or --input.
 
-Needs `pip install datasketch`, which is no dependency of the project.
+Needs `pip install datasketch spacy` (datatrove takes its words from spacy), which are no dependencies of the project.
 
 COMMAND: python -m benchmarks.dedup --input=a.jsonl.gz,b.jsonl, or python -m benchmarks.dedup --signatures=10000000
 """
@@ -70,11 +70,12 @@ def datatrove(paths: tuple[str, ...], path: pathlib.Path) -> list[int]:
     from datatrove.pipeline.dedup.minhash import MinhashConfig
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.writers import JsonlWriter
+    from datatrove.utils.hashing import HashConfig
 
     (path / "in").mkdir(parents=True)
     numbered = (documents.parse(record) | {"id": str(number)} for number, (_, record) in enumerate(Inputs(paths).records()))
     (path / "in" / "a.jsonl").write_bytes(b"".join(map(documents.line, numbered)))
-    config = MinhashConfig(n_grams=5, num_buckets=20, hashes_per_bucket=13)
+    config = MinhashConfig(n_grams=5, num_buckets=20, hashes_per_bucket=13, hash_config=HashConfig(hash_fc="sha1"))  # xxhash 4 refuses text
     reader = JsonlReader(str(path / "in"))
     steps = [
         [reader, MinhashDedupSignature(str(path / "signatures"), config=config)],
@@ -89,6 +90,7 @@ def datatrove(paths: tuple[str, ...], path: pathlib.Path) -> list[int]:
 
 
 PROGRAMS = {"ours": ours, "datasketch": datasketch, "datatrove": datatrove}
+PROGRAMS_NEED = {"ours": "rensa", "datasketch": "datasketch", "datatrove": "spacy"}
 
 
 def sample(name: str, paths: tuple[str, ...]) -> dict:
@@ -124,7 +126,7 @@ def compare(paths: tuple[str, ...], repeats: int) -> None:
     num_documents = sum(1 for _ in Inputs(paths).records())
     megabytes = sum(len(documents.parse(record)["text"].encode()) for _, record in Inputs(paths).records()) / 1e6
     print(f"{num_documents} documents, {megabytes:.1f} MB")
-    names = [name for name in PROGRAMS if name == "ours" or importlib.util.find_spec(name)]
+    names = [name for name, module in PROGRAMS_NEED.items() if importlib.util.find_spec(module)]
     samples: dict[str, list[dict]] = {name: [] for name in names}
     for _, name in itertools.product(range(repeats), names):
         command = [sys.executable, "-m", "benchmarks.dedup", f"--sample={name}", f"--input={','.join(paths)}"]
