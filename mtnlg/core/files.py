@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from mtnlg.core.errors import CannotWrite, TemporaryFailure
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FOLDERS = "--workdir or --config.data.directory"
+FOLDERS = "folder"
 
 
 @contextlib.contextmanager

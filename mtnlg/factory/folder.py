@@ -45,6 +45,16 @@ def read(path: pathlib.Path) -> dict:
         raise DataError(f"no stage has ended here: {error!r}", str(path / DONE), "a folder that python -m mtnlg data wrote") from None
 
 
+def require_whole(path: pathlib.Path) -> None:
+    """Raises DataError when a file that an ended stage wrote is gone, or has another size."""
+    for known in read(path)["parts"]:
+        file = path / known["name"]
+        size = file.stat().st_size if file.is_file() else None
+        if size != known["bytes"]:
+            what = "a file that the stage wrote is gone" if size is None else f"{size} bytes, and {known['bytes']} were written"
+            raise DataError(what, str(file), f"delete {path} and give the command that made it again")
+
+
 class Journal:
     """Of one stage in its folder. `parts`: what is known of every part that is whole, in order; tallies only of those found there, until
     they are taken: in memory they would grow with the corpus.
@@ -58,9 +68,11 @@ class Journal:
         self.is_done = (path / DONE).exists()
         lines = [self._what, *read(path)["parts"]] if self.is_done else self._lines()
         held = read(path) if self.is_done else (lines[0] if lines else self._what)
-        self._require_same(held)
+        if self.is_done or len(lines) > 1:  # a folder that no part has come to belongs to whoever comes
+            self._require_same(held)
         self.parts = lines[1:]
         if self.is_done:
+            require_whole(path)
             (path / JOURNAL).unlink(missing_ok=True)  # left behind by a kill at the very end
         else:
             self._begin()
@@ -79,7 +91,7 @@ class Journal:
     def _require_same(self, held: dict) -> None:
         differing = [key for key in self._what if held.get(key) != self._what[key]]
         if differing:
-            shown = "; ".join(f"{key} {_short(held.get(key))} there, {_short(self._what[key])} now" for key in differing)
+            shown = "; ".join(one for key in differing for one in _differences(key, held.get(key), self._what[key]))
             raise OtherWritten(f"something else is written there: {shown}", str(self.path), f"another --output, or delete {self.path}")
 
     def _begin(self) -> None:
@@ -111,6 +123,16 @@ def part(name: str, sha256: str, num_bytes: int) -> dict:
 
 def line(entry: dict) -> bytes:
     return json.dumps(entry).encode() + b"\n"
+
+
+def _differences(key: str, there, now) -> list[str]:
+    """In words, for people; of options each by its name."""
+    if isinstance(there, dict) and isinstance(now, dict):
+        differing = [name for name in dict.fromkeys([*there, *now]) if there.get(name) != now.get(name)]
+        return [f"{name} {_short(there.get(name))} there, {_short(now.get(name))} now" for name in differing]
+    if key == "inputs":
+        return ["made of other inputs, or these have changed since"]
+    return [f"{key} {_short(there)} there, {_short(now)} now"]
 
 
 def _short(value) -> str:

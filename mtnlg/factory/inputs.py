@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import pathlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,24 +29,27 @@ class Place(NamedTuple):
 class InputFile:
     """source: what its documents come from, if they do not say so themselves. id: the file's path inside the input, after its name.
 
-    kind: of its records.
+    kind: of its records. is_ours: whether a stage wrote it.
     """
 
     source: str
     id: str
     path: pathlib.Path
     kind: str = "json"
+    is_ours: bool = False
 
 
 class Inputs:
     """The records of JSONL files, of folders of them, and of folders that earlier stages wrote, in the order in which they are named.
 
-    option: by which the paths were given. Raises MissingInput (no such path), ConfigError (another kind of file), DataError (an
-    unfinished stage, a folder without files).
+    option: by which the paths were given. Raises MissingInput (no such path, or no permission), ConfigError (no path, another kind of
+    file, a folder of several stages), DataError (an unfinished stage, one whose files are gone, a folder without files).
     """
 
     def __init__(self, paths: tuple[str, ...], option: str = "--input"):
         self.paths, self._option = paths, option
+        if not paths:
+            raise ConfigError("nothing is named", option, f"{option}=PATH,...")
         by_path = dict(zip(paths, split.names(paths), strict=True))
         self._files_of = {path: self._found(path, name) for path, name in by_path.items()}
         self.files = [file for files in self._files_of.values() for file in files]
@@ -72,21 +76,48 @@ class Inputs:
     def _identity(self, path: str, files: list[InputFile]):
         return folder.sha256(path) or [stat(file) for file in files]
 
-    def _found(self, path: str, name: str) -> list[InputFile]:
+    def _root(self, path: str) -> pathlib.Path:
+        """Of what a path names. Raises MissingInput, and DataError for what a stage has not finished."""
         root = pathlib.Path(path)
         if not root.exists():
             raise MissingInput(f"there is no file or folder {path!r}", self._option, "a path that exists")
+        if not os.access(root, os.R_OK | os.X_OK if root.is_dir() else os.R_OK):
+            raise MissingInput(f"{path!r} cannot be read: permission denied", self._option, "its owner's permission, or another path")
+        if root.is_dir():
+            folder.require_ended(root)
+        return root
+
+    def _of_stage(self, root: pathlib.Path, name: str) -> list[InputFile]:
+        """The documents that a stage wrote into its folder, and nothing else that lies there."""
+        folder.require_whole(root)
+        names = [part["name"] for part in folder.read(root)["parts"]]
+        found = [InputFile(name, f"{name}/{one}", root / one, is_ours=True) for one in names if one.endswith(SUFFIXES)]
+        if not found:
+            raise DataError("there are no documents in this folder", str(root), "the folder of a stage that writes documents")
+        return found
+
+    def _found(self, path: str, name: str) -> list[InputFile]:
+        root = self._root(path)
         if root.is_file():
             if not root.name.endswith(SUFFIXES):
                 raise ConfigError(
                     f"{path!r} is no JSONL", self._option, f"one of {', '.join(SUFFIXES)}, made by python -m mtnlg data extract"
                 )
             return [InputFile(name, name, root)]
-        folder.require_ended(root)
+        if (root / folder.DONE).is_file():
+            return self._of_stage(root, name)
         found = list(sources.walk(root, lambda name: name.endswith(SUFFIXES) and name not in (folder.QUARANTINE, folder.JOURNAL)))
         if not found:
-            raise DataError("there is no JSONL in this folder", path, f"a folder with {', '.join(SUFFIXES)}")
+            cure = f"python -m mtnlg data extract --input={path}, which makes JSONL of files of many kinds"
+            raise DataError("there is no JSONL in this folder", path, cure)
+        self._require_one_stage(path, found)
         return [InputFile(name, f"{name}/{file.id}", file.path) for file in found]
+
+    def _require_one_stage(self, path: str, found: list) -> None:
+        stages = sorted({file.path.parent.name for file in found if (file.path.parent / folder.DONE).is_file()})
+        if stages:
+            what = f"{path!r} holds the folders of stages: {', '.join(stages)}"
+            raise ConfigError(what, self._option, f"{self._option}={pathlib.Path(path) / stages[-1]}")
 
     def _read(self, file: InputFile) -> Iterator[Record]:
         number = 0
@@ -97,6 +128,8 @@ class Inputs:
                 else:
                     yield Record(self._where(file, number), file.source, piece, file.kind)
         except (DataError, MissingInput) as error:
+            if file.is_ours:
+                raise
             yield Record(self._where(file, number + 1), file.source, b"", file.kind, f"from here on: {error.what}")
 
     def _where(self, file: InputFile, number: int) -> str:

@@ -9,6 +9,7 @@ import os
 import pathlib
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from mtnlg.factory import folder, workers
 from mtnlg.factory.documents import Record
 from mtnlg.factory.folder import Journal
 from mtnlg.factory.inputs import Inputs, Place
-from mtnlg.factory.tally import Tally
+from mtnlg.factory.tally import FAILED, Tally
 
 BATCH_BYTES = 1_000_000  # of records
 PART_BYTES = 64_000_000  # of records: what a kill may cost
@@ -124,6 +125,7 @@ def _go_on(
     else:
         part.discard()
     _write_quarantine(journal.path, total)
+    _require_documents(total, place.number, journal.path)
     parts = finish(journal.parts)
     journal.end(parts, {"records": place.number, "seconds": round(time.monotonic() - start, 1), "tally": total.as_json()})
     return total
@@ -191,8 +193,19 @@ def _require_working(tally: Tally, num_records: int, path: pathlib.Path) -> None
     """Raises DataError when a step fails so often that the fault cannot lie with the documents. The part is then made again."""
     if tally.num_failed > max(MAX_FAILED, num_records / 2):
         reason, _ = tally.counts["unreadable"].most_common(1)[0]
-        what = f"a stage that fails over {tally.num_failed} of {num_records} records, most often {reason}"
-        raise DataError(what, str(path), "the same command again when that line of code is mended: it goes on here")
+        (shown, *_) = tally.samples[FAILED]
+        often = f"most often: {reason}; at {shown['where']}: {shown['error']}"
+        what = f"the stage failed over {tally.num_failed} of {num_records} records, {often}"
+        raise DataError(what, str(path), "mending that line of code; the same command then goes on here")
+
+
+def _require_documents(total: Tally, num_records: int, path: pathlib.Path) -> None:
+    """Raises DataError when not one record could be read: then not the records are at fault, but what was asked for."""
+    reasons = total.counts.get("unreadable", Counter())
+    if num_records and reasons.total() == num_records:
+        reason, number = reasons.most_common(1)[0]
+        cure = f"other inputs or options, after deleting {path}"
+        raise DataError(f"none of {num_records} records can be read, {number} of them: {reason}", str(path / folder.QUARANTINE), cure)
 
 
 def _write_quarantine(path: pathlib.Path, total: Tally) -> None:

@@ -58,6 +58,7 @@ def setting_aside(tally: Tally, where: str, content: bytes) -> Iterator[None]:
         raise
     except Exception as error:
         tally.set_aside(where, f"{FAILED}{type(error).__name__} in {_place(error)}", _begins(content))
+        tally.sample(FAILED, {"where": where, "error": documents.shown(str(error))})
 
 
 def apply(step: Step, document: dict, tally: Tally) -> list[dict]:

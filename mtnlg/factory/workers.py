@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -28,7 +29,8 @@ def ordered(function: Callable, items: Iterable, num_workers: int) -> Iterator:
     waiting: collections.deque = collections.deque()
     try:
         for item in items:
-            waiting.append(pool.submit(_work, item))
+            with unstoppable_children():
+                waiting.append(pool.submit(_work, item))
             if len(waiting) >= _AHEAD * num_workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -40,11 +42,20 @@ def ordered(function: Callable, items: Iterable, num_workers: int) -> Iterator:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextlib.contextmanager
+def unstoppable_children() -> Iterator[None]:
+    """Processes that are started inside never get Ctrl-C, which is their parent's business, not even before their first line."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin(function: Callable) -> None:
-    """In a new worker: Ctrl-C is the parent's business, and its end is the worker's too, even by SIGKILL."""
+    """In a new worker: its parent's end is its own too, even by SIGKILL."""
     global _function
     _function = function
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

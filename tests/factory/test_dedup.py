@@ -17,7 +17,7 @@ from corpora import content, read, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtnlg.core.errors import ConfigError
+from mtnlg.core.errors import ConfigError, DataError
 from mtnlg.factory.dedup import candidates, duplicates, signatures, spill
 
 DATA = pathlib.Path(__file__).parents[3] / "shared" / "data" / "corpora"
@@ -217,7 +217,8 @@ def test_hostile_records_are_set_aside_once_and_move_no_number(corpus, tmp_path)
 
 def test_a_corpus_without_a_document(tmp_path, corpus):
     assert run("dedup", corpus([]), tmp_path / "none").counts == {}
-    assert run("dedup", corpus([b"{"]), tmp_path / "unreadable").counts == {"unreadable": {"not JSON": 1}}
+    with pytest.raises(DataError, match="none of 1 records can be read"):
+        run("dedup", corpus([b"{"]), tmp_path / "unreadable")
 
 
 def test_what_is_spilled_comes_back_part_by_part(tmp_path, monkeypatch):

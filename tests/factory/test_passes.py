@@ -98,9 +98,9 @@ def test_a_stage_that_has_ended_is_used_as_it_is(corpus, tmp_path):
 
 def test_other_options_or_inputs_are_refused(corpus, tmp_path):
     clean(corpus(DOCUMENTS), tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"options .* there, .* now"):
+    with pytest.raises(ConfigError, match="there: min_chars 50 there, 51 now"):
         clean(corpus(DOCUMENTS), tmp_path / "out", min_chars=51)
-    with pytest.raises(ConfigError, match=r"inputs .* there, .* now"):
+    with pytest.raises(ConfigError, match="made of other inputs, or these have changed since"):
         clean(corpus(DOCUMENTS[:-1]), tmp_path / "out")
 
 
@@ -198,7 +198,7 @@ class Faulty:
         return [document | {"length": document["length"] + 1}] if int(document["id"]) % self.every == 0 else [document]
 
 
-@pytest.mark.parametrize("num_records, every, ends", [(300, 1, False), (300, 2, True), (99, 1, True)])
+@pytest.mark.parametrize("num_records, every, ends", [(300, 1, False), (300, 2, True), (99, 2, True)])
 def test_a_step_that_mostly_fails_is_at_fault_itself(corpus, tmp_path, num_records, every, ends):
     """A fault of the code is told with its line, and does not pass for so many bad documents."""
     step = Faulty()
@@ -210,7 +210,9 @@ def test_a_step_that_mostly_fails_is_at_fault_itself(corpus, tmp_path, num_recor
         reason = next(iter(go(make_step=lambda: step).counts["unreadable"]))
         assert re.fullmatch(r"failed: KeyError in test_passes.py:\d+", reason)
     else:
-        with pytest.raises(DataError, match=r"fails over 300 of 300 records, most often failed: KeyError in test_passes.py:\d+"):
+        with pytest.raises(
+            DataError, match=r"failed over 300 of 300 records, most often: failed: KeyError in test_passes.py:\d+; at corpus:1: 'length'"
+        ):
             go(make_step=lambda: step)
         step.every = 1000  # mended
         go(make_step=lambda: step)
@@ -223,3 +225,47 @@ def test_the_seconds_of_a_stage_are_those_of_all_its_passes(corpus, tmp_path):
     (tmp_path / "out" / "first" / folder.DONE).write_text(json.dumps(said | {"seconds": 1000.0}))
     clean(corpus(DOCUMENTS), tmp_path / "out")
     assert 1000 <= folder.read(tmp_path / "out")["seconds"] < 1100
+
+
+def test_where_nothing_can_be_read_it_is_an_error(corpus, tmp_path):
+    with pytest.raises(DataError, match="none of 2 records can be read, 2 of them: no text"):
+        clean(corpus([b'{"body": "a"}', b'{"body": "b"}']), tmp_path / "out")
+
+
+def test_a_part_that_is_gone_or_cut_is_noticed(corpus, tmp_path):
+    path = corpus(DOCUMENTS)
+    clean(path, tmp_path / "out")
+    part = tmp_path / "out" / "part-00001.jsonl.zst"
+    content = part.read_bytes()
+    part.write_bytes(content + b"x")
+    for name, source in (("out", path), ("next", str(tmp_path / "out"))):
+        with pytest.raises(DataError, match=rf"{len(content) + 1} bytes, and {len(content)} were written"):
+            clean(source, tmp_path / name)
+    part.unlink()
+    for name, source in (("out", path), ("next", str(tmp_path / "out"))):
+        with pytest.raises(DataError, match="a file that the stage wrote is gone"):
+            clean(source, tmp_path / name)
+
+
+def test_damage_in_the_output_of_a_stage_is_an_error(corpus, tmp_path):
+    clean(corpus(DOCUMENTS), tmp_path / "out")
+    part = tmp_path / "out" / "part-00001.jsonl.zst"
+    part.write_bytes(bytes(len(part.read_bytes())))
+    with pytest.raises(DataError, match="damaged"):
+        clean(str(tmp_path / "out"), tmp_path / "next")
+
+
+def test_what_else_lies_in_the_folder_of_a_stage_is_not_read(corpus, tmp_path):
+    clean(corpus(DOCUMENTS), tmp_path / "out", min_chars=0)
+    (tmp_path / "out" / "mine.jsonl").write_text('{"text": "foreign"}')
+    tally = clean(str(tmp_path / "out"), tmp_path / "next", min_chars=0)
+    assert tally.counts["documents read"] == {"corpus": 300}
+    with pytest.raises(ConfigError, match="holds the folders of stages: next, out"):
+        clean(str(tmp_path), tmp_path / "all")
+
+
+def test_a_folder_that_no_part_has_come_to_may_be_begun_otherwise(corpus, tmp_path):
+    path = corpus(DOCUMENTS)
+    subprocess.run([sys.executable, "-c", KILLED, path, str(tmp_path / "out"), "0"])
+    clean(path, tmp_path / "out", min_chars=51)
+    assert folder.read(tmp_path / "out")["options"]["min_chars"] == 51

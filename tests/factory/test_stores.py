@@ -47,7 +47,7 @@ def test_merged_stores_are_one_behind_the_other(folders, tmp_path):
     assert sidecars[0]["num_bytes"] + sidecars[1]["num_bytes"] == sidecars[2]["num_bytes"] == 2 * sum(len(text.encode()) for text in TEXTS)
     assert verify.faults(str(tmp_path / "out")) == []
     assert run("merge", (folders / "a", folders / "b"), tmp_path / "out").as_json() == tally.as_json()
-    with pytest.raises(ConfigError, match="inputs .* there, .* now"):
+    with pytest.raises(ConfigError, match="made of other inputs"):
         run("merge", (folders / "b", folders / "a"), tmp_path / "out")
     with pytest.raises(ConfigError, match="other has another tokenizer than .*a .*--input"):
         run("merge", (folders / "a", folders / "other"), tmp_path / "refused")

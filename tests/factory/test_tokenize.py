@@ -216,7 +216,7 @@ def test_what_cannot_be_read_or_encoded_is_set_aside(corpus, tmp_path, trained, 
 
 
 def test_no_documents(corpus, tmp_path, trained):
-    tokenize(corpus([b"{"]), tmp_path / "out", trained["bpe"])
+    tokenize(corpus([]), tmp_path / "out", trained["bpe"])
     with pytest.raises(DataError, match="holds no tokens"):
         Store(tmp_path / "out" / "tokens")
 

@@ -1,5 +1,6 @@
 """What is raw: files of many kinds in folders nobody has looked through, Python's own library, and data sets of the Hugging Face hub."""
 
+import os
 import pathlib
 from collections import Counter
 from collections.abc import Iterator
@@ -79,16 +80,18 @@ class RawInputs(Inputs):
             return [RawFile(hub.name_of(path), path, pathlib.Path(path), HUB)]
         if path == sources.PYTHON:
             return [RawFile(name, f"{name}/{file.id}", file.path, "text") for file in sources.files(path)]
-        root = pathlib.Path(path)
-        if not root.exists():
-            raise MissingInput(f"there is no file or folder {path!r}", self._option, "a path that exists")
+        root = self._root(path)
         if not root.is_dir():
-            if not (kind := kind_of(root.name)) or not root.is_file():
+            if not root.is_file():
+                raise ConfigError(f"{path!r} is no regular file", self._option, READ)
+            if not (kind := kind_of(root.name)):
                 raise ConfigError(f"{path!r} is nothing that is read", self._option, READ)
             return [RawFile(name, name, root, kind)]
-        folder.require_ended(root)
+        if (root / folder.DONE).is_file():
+            return self._of_stage(root, name)
         if not (found := list(self._in_folder(root, name))):
             raise DataError("there is nothing to read in this folder", path, READ)
+        self._require_one_stage(path, found)
         return found
 
     def _in_folder(self, root: pathlib.Path, name: str) -> Iterator[RawFile]:
@@ -96,11 +99,11 @@ class RawInputs(Inputs):
         for file in sources.walk(root, lambda one: one not in (folder.QUARANTINE, folder.JOURNAL)):
             kind, id = kind_of(file.path.name), f"{name}/{file.id}"
             if file.path.is_symlink() and file.path.is_dir():
-                yield RawFile(name, id, file.path, REFUSED, "a link to a folder")
+                yield RawFile(name, id, file.path, REFUSED, fault="a link to a folder")
             elif not kind:
                 self.passed_over[sources.printable(file.path.suffix.lower()) or "none"] += 1
             elif fault := _fault(file.path, real):
-                yield RawFile(name, id, file.path, REFUSED, fault)
+                yield RawFile(name, id, file.path, REFUSED, fault=fault)
             else:
                 yield RawFile(name, id, file.path, kind)
 
@@ -128,11 +131,16 @@ _CUTTERS = {"json": inputs.lines, "warc": warc.pieces, "html": _whole, "text": _
 
 
 def _fault(path: pathlib.Path, root: pathlib.Path) -> str:
-    """Why a file in the folder `root` is not opened: nothing is read from outside, and nothing that may never end."""
+    """Why a file in the folder `root` is not opened: nothing is read from outside, and nothing that may never end.
+
+    Raises MissingInput for one that its user may not read: once allowed, it would else stay unread.
+    """
     try:
         real = path.resolve(strict=True)
     except (OSError, RuntimeError):
         return "a link that leads nowhere"
     if not real.is_relative_to(root):
         return "a link that leads out of the folder"
+    if real.is_file() and not os.access(real, os.R_OK):
+        raise MissingInput("this file cannot be read: permission denied", str(path), "its owner's permission, or a folder without it")
     return "" if real.is_file() else "no regular file"

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from mtnlg.core.errors import DataError
+from mtnlg.factory import workers
 from mtnlg.factory.documents import Unreadable
 
 CPU_SECONDS = 4.0  # for one text or row
@@ -67,7 +68,8 @@ def _begin(target: Callable, argument: Callable):
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     child = spawn.Process(target=target, args=(theirs, argument), daemon=True)
-    child.start()
+    with workers.unstoppable_children():
+        child.start()
     theirs.close()
     return child, ours
 
@@ -110,8 +112,7 @@ def _stream(pipe, read: Callable[[], Iterator[bytes | Unreadable]]) -> None:
 
 
 def _limit(memory_bytes: int) -> None:
-    """No memory beyond, no core files, no traces of a library's end on the terminal, and Ctrl-C is the parent's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """No memory beyond, no core files, no traces of a library's end on the terminal."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
