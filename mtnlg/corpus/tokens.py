@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mtnlg.core.errors import ConfigError, DataError
+from mtnlg.core.errors import ConfigError, DataError, MissingInput
 from mtnlg.corpus.sources import SourceFile
 from mtnlg.data import order
 from mtnlg.data.store import Store, StoreWriter, paths
@@ -52,10 +52,24 @@ def is_folder(source: str) -> bool:
     return found
 
 
+def require_folder(path: str, option: str) -> None:
+    """Raises MissingInput where there are no tokens, naming the folders inside that have some; DataError for unfinished ones."""
+    if is_folder(path):
+        return
+    inside = sorted(str(one.parent) for one in pathlib.Path(path).glob(f"*/{NAME}.idx"))
+    cure = f"{' or '.join(inside[:3])}" if inside else "a folder that python -m mtnlg data tokenize wrote"
+    raise MissingInput(f"there are no tokens in {path!r}", option, cure)
+
+
 def locate(path: str) -> tuple[pathlib.Path, pathlib.Path | None]:
-    """(prefix of the store, its tokenizer if one lies beside it) of a folder of tokens, or of one file of a store."""
+    """(prefix of the store, its tokenizer if one lies beside it) of a folder of tokens, or of one file of a store.
+
+    Raises MissingInput.
+    """
     found = pathlib.Path(path)
     prefix = found / NAME if found.is_dir() else found.with_suffix("") if found.suffix in (".bin", ".idx", ".json") else found
+    if not any(file.exists() for file in paths(prefix)):
+        require_folder(path, "FILE")
     tokenizer = prefix.parent / TOKENIZER
     return prefix, tokenizer if tokenizer.is_dir() else None
 

@@ -1,5 +1,6 @@
 """What a stage reads: files and folders of records, in one order, from any place on."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -29,7 +30,7 @@ class Place(NamedTuple):
 class InputFile:
     """source: what its documents come from, if they do not say so themselves. id: the file's path inside the input, after its name.
 
-    kind: of its records. is_ours: whether a stage wrote it.
+    kind: of its records. is_ours: whether a stage wrote it. fault: why it is not opened.
     """
 
     source: str
@@ -37,6 +38,7 @@ class InputFile:
     path: pathlib.Path
     kind: str = "json"
     is_ours: bool = False
+    fault: str = ""
 
 
 class Inputs:
@@ -58,6 +60,12 @@ class Inputs:
         """What these inputs are known by: of a stage's output, what it says it wrote; of others, names, sizes and times of change."""
         return [self._identity(path, files) for path, files in self._files_of.items()]
 
+    def require_outside(self, output: pathlib.Path) -> None:
+        """Raises ConfigError for an output inside an input, which would be read when the stage goes on."""
+        for path in self.paths:
+            if output.resolve().is_relative_to(pathlib.Path(path).resolve()):
+                raise ConfigError(f"{str(output)!r} lies in the input {path!r}", "--output", "a folder beside the inputs")
+
     @property
     def num_bytes(self) -> int | None:
         """Of all files; None where one is packed."""
@@ -74,7 +82,7 @@ class Inputs:
                 yield Place(index, count, number), record
 
     def _identity(self, path: str, files: list[InputFile]):
-        return folder.sha256(path) or [stat(file) for file in files]
+        return folder.sha256(path) or stats(files)
 
     def _root(self, path: str) -> pathlib.Path:
         """Of what a path names. Raises MissingInput, and DataError for what a stage has not finished."""
@@ -104,14 +112,17 @@ class Inputs:
                     f"{path!r} is no JSONL", self._option, f"one of {', '.join(SUFFIXES)}, made by python -m mtnlg data extract"
                 )
             return [InputFile(name, name, root)]
+        if not root.is_dir():
+            raise ConfigError(f"{path!r} is no regular file", self._option, f"a file with {', '.join(SUFFIXES)}")
         if (root / folder.DONE).is_file():
             return self._of_stage(root, name)
-        found = list(sources.walk(root, lambda name: name.endswith(SUFFIXES) and name not in (folder.QUARANTINE, folder.JOURNAL)))
+        files = sources.walk(root, lambda name: name.endswith(SUFFIXES) and name not in (folder.QUARANTINE, folder.JOURNAL))
+        found = [InputFile(name, f"{name}/{file.id}", file.path, fault=fault_of(file.path, root)) for file in files]
         if not found:
             cure = f"python -m mtnlg data extract --input={path}, which makes JSONL of files of many kinds"
             raise DataError("there is no JSONL in this folder", path, cure)
         self._require_one_stage(path, found)
-        return [InputFile(name, f"{name}/{file.id}", file.path) for file in found]
+        return found
 
     def _require_one_stage(self, path: str, found: list) -> None:
         stages = sorted({file.path.parent.name for file in found if (file.path.parent / folder.DONE).is_file()})
@@ -133,9 +144,12 @@ class Inputs:
             yield Record(self._where(file, number + 1), file.source, b"", file.kind, f"from here on: {error.what}")
 
     def _where(self, file: InputFile, number: int) -> str:
-        return f"{file.id}:{number}"
+        return file.id if file.fault else f"{file.id}:{number}"
 
     def _pieces(self, file: InputFile) -> Iterator[Piece]:
+        if file.fault:
+            yield 1, Unreadable(file.fault)
+            return
         with sources.opened(file.path) as stream:
             yield from lines(stream)
 
@@ -149,7 +163,28 @@ def lines(stream: BinaryIO) -> Iterator[Piece]:
             yield number, line
 
 
-def stat(file: InputFile) -> str:
-    """By which a file is known."""
-    found = file.path.stat()
-    return json.dumps([file.id, found.st_size, found.st_mtime_ns])
+def fault_of(path: pathlib.Path, root: pathlib.Path) -> str:
+    """Why a file in the folder `root` is not opened: nothing is read from outside, and nothing that may never end.
+
+    Raises MissingInput for one that its user may not read: once allowed, it would else stay unread.
+    """
+    try:
+        real = path.resolve(strict=True)
+    except (OSError, RuntimeError):
+        return "a link that leads nowhere"
+    if real.is_dir():
+        return "a link to a folder"
+    if not real.is_relative_to(root.resolve()):
+        return "a link that leads out of the folder"
+    if real.is_file() and not os.access(real, os.R_OK):
+        raise MissingInput("this file cannot be read: permission denied", str(path), "its owner's permission, or a folder without it")
+    return "" if real.is_file() else "no regular file"
+
+
+def stats(files: list[InputFile]) -> str:
+    """What files are known by: all names, sizes and times of change."""
+    known = hashlib.sha256()
+    for file in files:
+        found = None if file.fault else file.path.stat()
+        known.update(json.dumps([file.id, file.fault or [found.st_size, found.st_mtime_ns]]).encode() + b"\n")
+    return f"{len(files)} files, {known.hexdigest()}"

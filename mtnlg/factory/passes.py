@@ -73,6 +73,7 @@ def run(
     Parts that it does not name are deleted when `stage.json` is there.
     Raises what `Journal`, `work`, `prepare` and `finish` raise; CannotWrite when another process writes there.
     """
+    inputs.require_outside(path)
     files.make_folder(path)
     with lock.held(path / "lock", lambda owner: refuse_busy(path, owner)):
         journal = Journal(path, what | {"inputs": inputs.identity()})

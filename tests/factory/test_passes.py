@@ -269,3 +269,21 @@ def test_a_folder_that_no_part_has_come_to_may_be_begun_otherwise(corpus, tmp_pa
     subprocess.run([sys.executable, "-c", KILLED, path, str(tmp_path / "out"), "0"])
     clean(path, tmp_path / "out", min_chars=51)
     assert folder.read(tmp_path / "out")["options"]["min_chars"] == 51
+
+
+def test_nothing_is_read_from_outside_a_folder_or_from_what_never_ends(tmp_path):
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "a.jsonl").write_text('{"text": "one"}\n')
+    (tmp_path / "secret.jsonl").write_text('{"text": "two"}\n')
+    (there / "b.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    os.mkfifo(there / "c.jsonl")
+    tally = clean(str(there), tmp_path / "out", min_chars=0)
+    assert [one["text"] for one in read(tmp_path / "out")] == ["one"]
+    assert tally.counts["unreadable"] == {"a link that leads out of the folder": 1, "no regular file": 1}
+
+
+def test_an_output_inside_an_input_is_refused(corpus, tmp_path):
+    corpus(DOCUMENTS)
+    with pytest.raises(ConfigError, match="lies in the input"):
+        clean(str(tmp_path), tmp_path / "out")

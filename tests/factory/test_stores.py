@@ -90,7 +90,7 @@ def test_splits_that_are_none(folders, tmp_path):
         run("split", str(folders / "a"), tmp_path / "out", weights=(1000, 1))
     with pytest.raises(ConfigError, match="2 inputs"):
         run("split", (folders / "a", folders / "b"), tmp_path / "out")
-    with pytest.raises(MissingInput, match="no tokenizer is there"):
+    with pytest.raises(MissingInput, match="there are no tokens in"):
         run("merge", str(tmp_path), tmp_path / "out")
 
 

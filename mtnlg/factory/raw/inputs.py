@@ -1,12 +1,10 @@
 """What is raw: files of many kinds in folders nobody has looked through, Python's own library, and data sets of the Hugging Face hub."""
 
-import os
 import pathlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from mtnlg.core.errors import ConfigError, DataError, MissingInput
+from mtnlg.core.errors import ConfigError, DataError
 from mtnlg.corpus import sources
 from mtnlg.factory import documents, folder, inputs
 from mtnlg.factory.documents import Unreadable
@@ -22,8 +20,8 @@ CODE = (
     *(".mli", ".ex", ".exs", ".erl", ".clj", ".el", ".lisp", ".f", ".f90", ".sh", ".bash", ".sql", ".proto", ".cmake", ".s", ".asm"),
 )
 SUFFIXES = {"json": (".jsonl", ".ndjson"), "html": (".html", ".htm", ".xhtml"), "warc": (".warc",), "text": (*PROSE, *CODE)}
-PARQUET, HUB, REFUSED = "parquet", "hub", "refused"
-WHOLE = ("text", "html", REFUSED)  # kinds of files that are one record
+PARQUET, HUB = "parquet", "hub"
+WHOLE = ("text", "html")  # kinds of files that are one record
 READ = "JSONL, Parquet, HTML, WARC, text or source code, by the suffixes that python -m mtnlg data extract --help names"
 
 
@@ -34,13 +32,6 @@ def kind_of(name: str) -> str:
         return PARQUET
     lower = lower.removesuffix(".gz").removesuffix(".zst")
     return next((kind for kind, suffixes in SUFFIXES.items() if lower.endswith(suffixes)), "")
-
-
-@dataclass(frozen=True)
-class RawFile(InputFile):
-    """fault: why a file of kind REFUSED is not opened."""
-
-    fault: str = ""
 
 
 class RawInputs(Inputs):
@@ -63,7 +54,7 @@ class RawInputs(Inputs):
         """The files, by kind, and those that were passed over."""
         tally = Tally()
         for file in self.files:
-            tally.count("files", file.kind)
+            tally.count("files", "not opened" if file.fault else file.kind)
         for suffix, number in self.passed_over.items():
             tally.count("files passed over", suffix, number)
         return tally
@@ -71,22 +62,21 @@ class RawInputs(Inputs):
     def _identity(self, path: str, files: list[InputFile]):
         if path.startswith(hub.PREFIX):
             return path
-        known = None if path == sources.PYTHON else folder.sha256(path)
-        return known or [f"{file.id}: {file.fault}" if file.kind == REFUSED else inputs.stat(file) for file in files]
+        return inputs.stats(files) if path == sources.PYTHON else super()._identity(path, files)
 
-    def _found(self, path: str, name: str) -> list[RawFile]:
+    def _found(self, path: str, name: str) -> list[InputFile]:
         name = sources.printable(name)
         if path.startswith(hub.PREFIX):
-            return [RawFile(hub.name_of(path), path, pathlib.Path(path), HUB)]
+            return [InputFile(hub.name_of(path), path, pathlib.Path(path), HUB)]
         if path == sources.PYTHON:
-            return [RawFile(name, f"{name}/{file.id}", file.path, "text") for file in sources.files(path)]
+            return [InputFile(name, f"{name}/{file.id}", file.path, "text") for file in sources.files(path)]
         root = self._root(path)
         if not root.is_dir():
             if not root.is_file():
                 raise ConfigError(f"{path!r} is no regular file", self._option, READ)
             if not (kind := kind_of(root.name)):
                 raise ConfigError(f"{path!r} is nothing that is read", self._option, READ)
-            return [RawFile(name, name, root, kind)]
+            return [InputFile(name, name, root, kind)]
         if (root / folder.DONE).is_file():
             return self._of_stage(root, name)
         if not (found := list(self._in_folder(root, name))):
@@ -94,24 +84,19 @@ class RawInputs(Inputs):
         self._require_one_stage(path, found)
         return found
 
-    def _in_folder(self, root: pathlib.Path, name: str) -> Iterator[RawFile]:
-        real = root.resolve()
+    def _in_folder(self, root: pathlib.Path, name: str) -> Iterator[InputFile]:
         for file in sources.walk(root, lambda one: one not in (folder.QUARANTINE, folder.JOURNAL)):
             kind, id = kind_of(file.path.name), f"{name}/{file.id}"
-            if file.path.is_symlink() and file.path.is_dir():
-                yield RawFile(name, id, file.path, REFUSED, fault="a link to a folder")
-            elif not kind:
-                self.passed_over[sources.printable(file.path.suffix.lower()) or "none"] += 1
-            elif fault := _fault(file.path, real):
-                yield RawFile(name, id, file.path, REFUSED, fault=fault)
+            if kind or file.path.is_dir():
+                yield InputFile(name, id, file.path, kind, fault=inputs.fault_of(file.path, root))
             else:
-                yield RawFile(name, id, file.path, kind)
+                self.passed_over[sources.printable(file.path.suffix.lower()) or "none"] += 1
 
     def _where(self, file: InputFile, number: int) -> str:
         return file.id if file.kind in WHOLE else super()._where(file, number)
 
-    def _pieces(self, file: RawFile) -> Iterator[Piece]:
-        if file.kind == REFUSED:
+    def _pieces(self, file: InputFile) -> Iterator[Piece]:
+        if file.fault:
             yield 1, Unreadable(file.fault)
         elif file.kind == HUB:
             yield from enumerate(hub.rows(file.id, self._columns), 1)
@@ -128,19 +113,3 @@ def _whole(stream) -> Iterator[Piece]:
 
 
 _CUTTERS = {"json": inputs.lines, "warc": warc.pieces, "html": _whole, "text": _whole}
-
-
-def _fault(path: pathlib.Path, root: pathlib.Path) -> str:
-    """Why a file in the folder `root` is not opened: nothing is read from outside, and nothing that may never end.
-
-    Raises MissingInput for one that its user may not read: once allowed, it would else stay unread.
-    """
-    try:
-        real = path.resolve(strict=True)
-    except (OSError, RuntimeError):
-        return "a link that leads nowhere"
-    if not real.is_relative_to(root):
-        return "a link that leads out of the folder"
-    if real.is_file() and not os.access(real, os.R_OK):
-        raise MissingInput("this file cannot be read: permission denied", str(path), "its owner's permission, or a folder without it")
-    return "" if real.is_file() else "no regular file"

@@ -1,7 +1,6 @@
 """Folders of tokens to other folders of tokens: several into one, or one into several."""
 
 import dataclasses
-import json
 import pathlib
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from mtnlg.data import tokenizer as tokenizers
 from mtnlg.data.store import Store
 from mtnlg.data.tokenizer import Tokenizer
 from mtnlg.factory import folder, passes
+from mtnlg.factory.inputs import InputFile, stats
 from mtnlg.factory.passes import Machine
 from mtnlg.factory.tally import Tally
 from mtnlg.factory.tokens.tokenize import listed
@@ -115,13 +115,12 @@ def _run(name: str, options, inputs: tuple[str, ...], path: pathlib.Path, machin
 def _tokenizer(inputs: tuple[str, ...]) -> Tokenizer:
     """That of all the inputs."""
     for source in inputs:
-        folder.require_ended(pathlib.Path(source))
+        tokens.require_folder(source, "--input")
     loaded = [tokenizers.load(pathlib.Path(source) / tokens.TOKENIZER) for source in inputs]
     if other := next((source for source, one in zip(inputs, loaded, strict=True) if one.sha256 != loaded[0].sha256), None):
         raise ConfigError(f"{other} has another tokenizer than {inputs[0]}", "--input", "folders of tokens of one tokenizer")
     return loaded[0]
 
 
-def _identity(source: str) -> str | list:
-    stats = [(file.id, file.path.stat()) for file in tokens.files(source)]
-    return folder.sha256(source) or [json.dumps([id, stat.st_size, stat.st_mtime_ns]) for id, stat in stats]
+def _identity(source: str) -> str:
+    return folder.sha256(source) or stats([InputFile(source, file.id, file.path) for file in tokens.files(source)])
