@@ -22,7 +22,7 @@ from mtnlg.corpus import build, manifest
 from mtnlg.corpus.manifest import Prepared
 from mtnlg.data import edits, epochs
 from mtnlg.data import tokenizer as tokenizers
-from mtnlg.data.edits import EditedBlend
+from mtnlg.data.edits import Edit, EditedBlend
 from mtnlg.data.loader import Heldout, Loader, Prefetcher
 from mtnlg.data.store import Store
 from mtnlg.infer.engine import Engine
@@ -219,7 +219,11 @@ class Run:
         """The blend of a checkpoint (of none: {'samples': 0}) from its sample on: with other weights in the config, one edit more."""
         names, data = [source.name for source in self.prepared.sources], self.config.data
         by_tokens = tuple(source.train.num_tokens for source in self.prepared.sources)
-        recorded = edits.from_json(meta["blend"], names, where) if "blend" in meta else ()
+        if "blend" in meta:
+            recorded = edits.from_json(meta["blend"], names, where)
+        else:  # none, or one from before edits were kept, whose weights are in its config
+            before = configs.flatten(meta["config"])["data.weights"] if "config" in meta else ()
+            recorded = (Edit(0, tuple(before or by_tokens)),)
         return EditedBlend(edits.go_on(recorded, meta["samples"], data.weights or by_tokens, data.order))
 
     def epochs(self, samples: int) -> dict[str, float]:

@@ -5,6 +5,7 @@ even by SIGKILL, goes on when its command is given again, and writes the same by
 """
 
 import argparse
+import difflib
 import functools
 import importlib
 import os
@@ -22,12 +23,13 @@ class Command(NamedTuple):
 
     module: str
     help: str
+    takes_config: bool = False
 
 
 COMMANDS = {
     "build": Command("data_build", "a whole graph of stages, as configs/data/demo.py writes it down"),
     "train-quality": Command("data_quality", "a classifier of quality from good and bad documents"),
-    "blend": Command("data_blend", "how often a run with these weights reads each source"),
+    "blend": Command("data_blend", "how often a run with these weights reads each source", takes_config=True),
     "show": Command("data_show", "a store of tokens, and its documents as ids and text"),
     "verify": Command("data_verify", "whether a store of tokens is whole"),
 }
@@ -38,11 +40,12 @@ def main(arguments: list[str]) -> int:
         print(_overview())
         return 0
     name, *rest = arguments
-    options, unknown = parser(name).parse_known_args(rest)
-    if name in COMMANDS:
-        return _module(name).run(options, unknown) or 0
-    require_nothing(unknown)
-    return _run_stage(name, options)
+    options, others = parser(name).parse_known_args(rest)
+    _refuse_twice(rest)
+    if name in COMMANDS and COMMANDS[name].takes_config:
+        return _module(name).run(options, others) or 0
+    _refuse_unknown(name, others)
+    return (_module(name).run(options) or 0) if name in COMMANDS else _run_stage(name, options)
 
 
 def parser(name: str) -> Parser:
@@ -55,10 +58,23 @@ def parser(name: str) -> Parser:
     return _stage_parser(name)
 
 
-def require_nothing(rest: list[str]) -> None:
-    """Raises ConfigError for arguments that nobody knows."""
-    if rest:
-        raise ConfigError(f"unrecognized arguments: {' '.join(rest)}", "command line", "python -m mtnlg data --help")
+def _refuse_twice(arguments: list[str]) -> None:
+    names = [one.partition("=")[0] for one in arguments if one.startswith("--") and one != "--"]
+    if twice := [name for name in names if names.count(name) > 1 and name != "--set"]:
+        raise ConfigError(f"{twice[0]} is given twice", "command line", f"{twice[0]}=ONE,TWO where it takes several")
+
+
+def _refuse_unknown(name: str, arguments: list[str]) -> None:
+    if not arguments:
+        return
+    given = arguments[0].partition("=")[0]
+    known = (
+        [f"--{option}" for option in ("input", "output", "workers", "report", *registry.fields_of(name))] if name in registry.STAGES else []
+    )
+    near = difflib.get_close_matches(given, known, 1, 0.6)
+    cure = near[0] if near else f"python -m mtnlg data {name} --help"
+    cure = cure if given.startswith("-") else f"commas between several, as --input=ONE,TWO; {cure}"
+    raise ConfigError(f"unrecognized arguments: {' '.join(arguments)}", "command line", cure)
 
 
 def _module(name: str):

@@ -1,7 +1,7 @@
 """What a blend means for a run: of each source its tokens, its weight, the samples drawn from it, and how often it is read.
 
 Sources, weights, steps and batches are those of the config; tokens are counted in the prepared folder that it names, or are given:
-  --tokens=25.7B,14.8B   of each source in the order of data.source: a number (K, M, B or T behind it), or a store, as out/a for out/a.idx
+  --tokens=25.7B,14.8B   of each source in the order of data.source: a number (K, M, B or T behind it), or tokens (a folder, or out/a.idx)
   --tokens=FILE.json     {"name of the source": number}, as configs/data/mtnlg_tokens.json
 """
 
@@ -61,8 +61,11 @@ def count(number: int) -> str:
 def _tokens(config: schema.Config, given: str | None) -> tuple[list[str], list[int]]:
     """(names, tokens to train on) of the config's sources. Raises ConfigError, MissingInput, DataError."""
     from mtnlg.corpus import manifest, split
+    from mtnlg.corpus import tokens as folders
 
     names = split.names(config.data.source)
+    if given is None and all(map(folders.is_folder, config.data.source)):
+        return names, [_from_text(source) for source in config.data.source]
     if given is None and config.data.directory is None:
         raise ConfigError(
             "nobody says how many tokens there are", "data.directory", "--config.data.directory=FOLDER, or --tokens=COUNT,..."
@@ -82,15 +85,16 @@ def _tokens(config: schema.Config, given: str | None) -> tuple[list[str], list[i
 
 
 def _from_text(item: str) -> int:
+    from mtnlg.corpus import tokens
     from mtnlg.data.store import Store, paths
 
     if match := _COUNT.fullmatch(item):
         number = round(float(match[1]) * _UNITS[match[2]])
         if number:
             return number
-    elif paths(item)[1].is_file():
-        return Store(item).num_tokens
-    raise ConfigError(f"{item!r} is neither a number of tokens nor a store", "--tokens", "25.7B, or a path without its .bin")
+    elif tokens.is_folder(item) or paths(item)[1].is_file():
+        return Store(tokens.locate(item)[0]).num_tokens
+    raise ConfigError(f"{item!r} is neither a number of tokens nor a store", "--tokens", "25.7B, or a folder of tokens")
 
 
 def _from_file(path: str, names: list[str]) -> list[int]:

@@ -19,14 +19,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", metavar="NODE.option=value", action="append", default=[], help="an option of a node, or NODE.inputs=PATH,..."
     )
     parser.add_argument(
-        "--redo", metavar="NODE,...", type=_names, default=(), help="nodes to make anew, with those behind, if they have changed"
+        "--redo",
+        metavar="NODE,...",
+        type=_names,
+        default=(),
+        help="nodes that are deleted and made anew if they hold something else, with those behind",
     )
     parser.add_argument("--report", metavar="FILE.html", help="where the page goes (default: FOLDER/report.html)")
     parser.add_argument("--dry-run", action="store_true", help="check the graph and show its order; run nothing")
 
 
-def run(options: argparse.Namespace, rest: list[str]) -> int:
-    data.require_nothing(rest)
+def run(options: argparse.Namespace) -> int:
     from mtnlg.factory import build, graph
     from mtnlg.factory.passes import Machine
     from mtnlg.factory.report import page
@@ -34,7 +37,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
 
     wanted = graph.load(options.config, options.set)
     if options.dry_run:
-        print("\n".join(f"{node.name}: {node.stage} of {', '.join(node.inputs)}" for node in wanted.ordered()))
+        states = build.look(wanted, options.output, options.redo)
+        print("\n".join(f"{node.name}: {node.stage} of {', '.join(node.inputs)}: {states[node.name]}" for node in wanted.ordered()))
         return 0
     ended: list[Ended] = []
 

@@ -4,7 +4,7 @@ classifier of words and pairs of words. One document in ten is held out, and tel
 
 import argparse
 
-from mtnlg.cli.data import paths, require_nothing
+from mtnlg.cli.data import paths
 from mtnlg.core.errors import ConfigError
 
 
@@ -15,8 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_epochs", metavar="N", type=int, default=3, help="how often the documents are read (default: 3)")
 
 
-def run(options: argparse.Namespace, rest: list[str]) -> int:
-    require_nothing(rest)
+def run(options: argparse.Namespace) -> int:
     if not options.output.endswith(".npz"):
         raise ConfigError(f"{options.output!r} does not end in .npz", "--output", "--output=quality.npz")
     from mtnlg.factory.text import quality

@@ -6,7 +6,6 @@ A folder that `tokenize`, `merge` or `split` wrote, or FILE.idx with its FILE.bi
 import argparse
 import textwrap
 
-from mtnlg.cli.data import require_nothing
 from mtnlg.factory.report.summary import printable
 
 _MOST_LINES = 10  # of ids, and of text
@@ -20,12 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", metavar="PATH", help="of tokens without a tokenizer beside them")
 
 
-def run(options: argparse.Namespace, rest: list[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     from mtnlg.corpus import tokens
     from mtnlg.data import tokenizer as tokenizers
     from mtnlg.data.store import Store
 
-    require_nothing(rest)
     prefix, beside = tokens.locate(options.store)
     path = options.tokenizer or beside
     store, tokenizer = Store(prefix), tokenizers.load(path) if path else None

@@ -6,19 +6,16 @@ what the sidecar says, and the hashes of all files. Exit code 0, or 65 with each
 
 import argparse
 
-from mtnlg.cli.data import require_nothing
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", metavar="FILE", help="a folder of tokens, or FILE.idx")
     parser.add_argument("--tokenizer", metavar="PATH", help="of tokens without a tokenizer beside them, to judge ids and ends by")
 
 
-def run(options: argparse.Namespace, rest: list[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     from mtnlg.core.errors import DataError
     from mtnlg.factory.tokens import verify
 
-    require_nothing(rest)
     if found := verify.faults(options.store, options.tokenizer):
         for fault in found:
             print(f"{options.store}: {fault}")

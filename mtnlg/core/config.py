@@ -145,7 +145,9 @@ def run_file(file: pathlib.Path, function: str, arg: str, cure: str):
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        get = getattr(module, function)
+        get = getattr(module, function, None)
+        if get is None:
+            raise ConfigError(f"there is no {function}() in this file", str(file), "a config of the right kind, which defines it")
         takes_arg = bool(inspect.signature(get).parameters)
         if arg and not takes_arg:
             raise ConfigError(f"this config takes no argument, so {arg!r} means nothing", str(file), f"--config={file}")

@@ -51,7 +51,7 @@ class EditedBlend:
 
 
 def go_on(edits: Sequence[Edit], first: int, weights: Sequence[float], order: str) -> tuple[Edit, ...]:
-    """The edits of a run that has consumed `first` samples under `edits` (none known: under these weights) and goes on with these.
+    """The edits of a run that has consumed `first` samples under `edits` and goes on with these weights.
 
     Raises ConfigError where the order of samples is Megatron's: it shuffles all the draws of a run beforehand, and would begin again.
     """

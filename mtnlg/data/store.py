@@ -175,6 +175,8 @@ class Store:
         for path in (self._idx, self._bin):
             if not path.is_file():
                 raise MissingInput("there is no such file", str(path), _CURE)
+            if not os.access(path, os.R_OK):
+                raise MissingInput("this file cannot be read: permission denied", str(path), "its owner's permission")
         self.dtype, self.document_starts = _read_index(self._idx, self._bin.stat().st_size)
         self.num_documents = len(self.document_starts) - 1
         self.num_tokens = int(self.document_starts[-1])

@@ -35,6 +35,13 @@ def run(
         _Build(graph, output, machine, graph.behind(redo)).run(told)
 
 
+def look(graph: Graph, output, redo: Collection[str] = ()) -> dict[str, str]:
+    """What `run` would do with each node, in order, as far as that can be told before it. Raises OtherWritten as `run` does."""
+    build = _Build(graph, pathlib.Path(output), Machine(), graph.behind(redo))
+    changed = build.changed()
+    return {node.name: build.state(node, changed) for node in graph.ordered()}
+
+
 def _busy(output: pathlib.Path, owner: str) -> None:
     raise CannotWrite(f"{owner} is building there", str(output), "waiting for it, or another --output")
 
@@ -44,9 +51,22 @@ class _Build:
         self._graph, self._output, self._machine, self._replaceable = graph, output, machine, replaceable
         self._asked = _read_asked(output / ASKED)
 
+    def changed(self) -> dict[str, str]:
+        """Why folders do not fit, by node. Raises OtherWritten."""
+        found = {node.name: why for node in self._graph.ordered() if (why := self._why_changed(node))}
+        self._require_replaceable(found)
+        return found
+
+    def state(self, node: Node, changed: dict[str, str]) -> str:
+        path = self._output / node.name
+        if node.name in changed:
+            return f"made anew ({changed[node.name]})"
+        if self._graph.behind(changed) & set(self._graph.before(node)):
+            return "made anew where what it reads is another then"
+        return "there" if (path / folder.DONE).exists() else "goes on" if (path / folder.JOURNAL).exists() else "to be made"
+
     def run(self, told) -> None:
-        changed = {node.name: why for node in self._graph.ordered() if (why := self._why_changed(node))}
-        self._require_replaceable(changed)
+        changed = self.changed()
         for node in self._graph.ordered():
             if node.name in changed:
                 self._delete(node)

@@ -52,12 +52,16 @@ def test_a_graph(texts, tmp_path, capsys):
     config.write_text(GRAPH.format("".join(lines)))
     arguments = ["data", "build", f"--config={config}", f"--output={tmp_path / 'out'}", "--workers=1"]
     assert main([*arguments, "--dry-run"]) == 0
-    assert capsys.readouterr().out.splitlines() == [f"kept: keep of {texts}", "words: words of kept"] and not (tmp_path / "out").exists()
+    assert capsys.readouterr().out.splitlines() == [f"kept: keep of {texts}: to be made", "words: words of kept: to be made"]
+    assert not (tmp_path / "out").exists()
     assert main([*arguments, "--set", "kept.min_chars=50"]) == 0
     assert "report: " in capsys.readouterr().out
     assert "<title>small</title>" in (tmp_path / "out" / "report.html").read_text()
     assert main([*arguments, "--set", "kept.min_chars=60"]) == 2
-    assert "kept: min_chars 50 there, 60 now" in capsys.readouterr().err
+    assert "kept: min_chars 50 there, 60 now" in (refused := capsys.readouterr().err)
+    assert main([*arguments, "--set", "kept.min_chars=60", "--dry-run"]) == 2 and capsys.readouterr().err == refused
+    assert main([*arguments, "--set", "kept.min_chars=60", "--dry-run", "--redo=kept"]) == 0
+    assert ": made anew (min_chars 50 there, 60 now)" in capsys.readouterr().out
     assert main([*arguments, "--set", "kept.min_chars=60", "--redo=kept"]) == 0
 
 
@@ -68,6 +72,11 @@ def test_a_graph(texts, tmp_path, capsys):
         (["keep", "--input=x", "--output=y", "--min_chars=few"], "min_chars='few' is not a int"),
         (["keep", "--input=x", "--output=y", "--workers=0"], "'0' is no number of processes"),
         (["keep", "--input=x", "--output=y", "--min_chars=-1"], "min_chars=-1 is below 0"),
+        (["keep", "--input=x", "--output=y", "--min-char=5"], "unrecognized arguments: --min-char=5 (command line). Try: --min_chars"),
+        (["keep", "--input=x", "--input=z", "--output=y"], "--input is given twice"),
+        (["keep", "--input=x", "z", "--output=y"], "unrecognized arguments: z (command line). Try: commas between several"),
+        (["keep", "--input=", "--output=y"], "nothing is named (--input)"),
+        (["build", "--config=configs/demo.py", "--output=y"], "there is no get_graph() in this file"),
         (["build", "--output=y"], "--config"),
         (["build", "--config=nowhere.py", "--output=y"], "there is no such file"),
     ],

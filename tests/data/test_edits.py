@@ -62,7 +62,6 @@ def test_going_on():
     assert edited == (*start, Edit(80, (0.5, 0.5)))
     assert edit_lists.go_on(edited, 80, (0.7, 0.3), "feistel") == start  # taken back before anything was drawn
     assert edit_lists.go_on(edited, 90, (0.7, 0.3), "feistel") == (*edited, Edit(90, (0.7, 0.3)))
-    assert edit_lists.go_on((), 80, (0.7, 0.3), "feistel") == start  # a checkpoint from before edits were kept
 
 
 def test_megatrons_order_cannot_be_edited():

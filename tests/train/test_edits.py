@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+import pathlib
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -114,3 +116,15 @@ def test_refused_before_anything_is_written(plain, resolve, tmp_path):
     with pytest.raises(DataError, match="drawn from a, b, the config names b, a"):
         pretrain.pretrain(resolve(AFTER, data__source=sources, data__directory=str(tmp_path / "tokens")), str(run), {})
     assert (run / "config.json").read_bytes() == before
+
+
+def test_a_checkpoint_from_before_edits_were_kept_has_its_weights_in_its_config(plain, resolve):
+    """Then other weights are an edit there too, and Megatron's order is refused one."""
+    meta = {key: value for key, value in checkpoint.meta(plain / "checkpoints" / "3").items() if key != "blend"}
+    prepared = manifest.load(pathlib.Path(resolve(BEFORE).data.directory))
+    run = types.SimpleNamespace(prepared=prepared, config=resolve(AFTER))
+    found = pretrain.Run.blend_from(run, meta, "")
+    assert [(edit.first, edit.weights) for edit in found.edits] == [(0, BEFORE), (12, AFTER)]
+    run.config = resolve(AFTER, data__order="megatron")
+    with pytest.raises(ConfigError, match="changed at sample 12"):
+        pretrain.Run.blend_from(run, meta, "")

@@ -145,7 +145,9 @@ def _stage(one: Ended, is_open: bool) -> Markup:
     return tag(
         "details",
         tag("summary", one.name, tag("span", f"{one.stage} of {', '.join(one.inputs)}")),
-        tag("div", [tag("span", f"{key} = {_short(value)}") for key, value in one.options.items()], class_="chips"),
+        tag(
+            "div", [tag("span", f"{key} = {_short(value)}") for key, value in one.options.items() if value not in ("", [])], class_="chips"
+        ),
         tag("div", [_counts(name, table) for name, table in tables], class_="grid"),
         [_samples(kind, shown) for kind, shown in one.samples.items()],
         _quarantine(one) if one.quarantine else "",

@@ -8,7 +8,7 @@ from mtnlg.factory import folder
 
 MAX_REASONS = 4
 DOCUMENTS, BYTES, TOKENS = "documents", "bytes", "tokens"  # units of the tables `UNIT read` and `UNIT written`, by source
-DROPPED, UNREADABLE, LENGTH = "dropped", "unreadable", "length"
+DROPPED, CHANGED, PASSED_OVER, UNREADABLE, LENGTH = "dropped", "changed", "files passed over", "unreadable", "length"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def text(ended: Ended) -> str:
             lines.append(f"  {unit:10} {show(read):>15} read {show(written):>15} written  {written / read:>7.1%}")
         elif written:
             lines.append(f"  {unit:10} {'':15}      {show(written):>15} written")
-    for table, where in ((DROPPED, ""), (UNREADABLE, f"  ({ended.path / folder.QUARANTINE})")):
+    for table, where in ((DROPPED, ""), (CHANGED, ""), (PASSED_OVER, ""), (UNREADABLE, f"  ({ended.path / folder.QUARANTINE})")):
         if reasons := ended.counts.get(table):
             lines.append(f"  {table:10} {sum(reasons.values()):>15,}: {top(reasons)}{where}")
     return "\n".join(lines)

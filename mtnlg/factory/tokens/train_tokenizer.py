@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mtnlg.core import files
-from mtnlg.core.errors import ConfigError
+from mtnlg.core.errors import ConfigError, DataError
 from mtnlg.core.schema import key
 from mtnlg.corpus import sources
 from mtnlg.data import byte_level, order, training
@@ -49,15 +49,21 @@ class TrainTokenizer:
         return passes.run(path, what, read, _Sample(share), ".sample" + stage.SUFFIX, machine, finish=finish)
 
     def _train(self, path: pathlib.Path, parts: list[dict]) -> list[dict]:
-        texts = _evenly([path / part["name"] for part in parts], self.train_bytes)
-        if self.kind == "byte-level":
-            made = dict(zip(("vocab.json", "merges.txt"), byte_level.train(texts, str(path), self.vocab_size), strict=True))
-        else:
-            options = {"kind": self.kind, "vocab_size": self.vocab_size, "max_bytes": self.train_bytes, "option": "--vocab_size"}
-            made = {"tokenizer.model": training.train_model(texts, str(path), **options)}
+        try:
+            made = self._made(path, _evenly([path / part["name"] for part in parts], self.train_bytes))
+        except DataError:
+            (path / folder.JOURNAL).unlink()  # so that another vocab_size may be given there
+            raise
         for name, content in made.items():
             files.write_atomic(path / name, content)
         return [folder.part(name, hashlib.sha256(content).hexdigest(), len(content)) for name, content in made.items()]
+
+    def _made(self, path: pathlib.Path, texts: Iterator[str]) -> dict[str, bytes]:
+        """{name: content} of the tokenizer's files."""
+        if self.kind == "byte-level":
+            return dict(zip(("vocab.json", "merges.txt"), byte_level.train(texts, str(path), self.vocab_size), strict=True))
+        options = {"kind": self.kind, "vocab_size": self.vocab_size, "max_bytes": self.train_bytes, "option": "--vocab_size"}
+        return {"tokenizer.model": training.train_model(texts, str(path), **options)}
 
 
 @dataclass(frozen=True)
