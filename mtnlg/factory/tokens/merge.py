@@ -106,6 +106,7 @@ def _run(name: str, options, inputs: tuple[str, ...], path: pathlib.Path, machin
             counts = {"documents": store.num_documents, "bytes": store.sidecar["num_bytes"], "tokens": store.num_tokens}
             for unit, number in counts.items():
                 tally.count(f"{unit} read", one, number)
+                tally.count(f"{unit} written", one, number)  # all of them, somewhere
         parts = write(stores, tokenizer, path, tally)
         records = sum(store.num_documents for store in stores.values())
         journal.end(parts, {"records": records, "seconds": round(time.monotonic() - start, 1), "tally": tally.as_json()})
