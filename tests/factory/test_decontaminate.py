@@ -6,6 +6,7 @@ import json
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,9 +166,21 @@ def test_killed_in_either_pass_it_ends_in_the_same_bytes(corpus, tmp_path, after
     assert num_parts == 6
     killed = subprocess.run([sys.executable, "-c", KILLED, path, task, str(tmp_path / "out"), str(after)])
     assert killed.returncode == -signal.SIGKILL
-    assert (tmp_path / "out" / "journal.jsonl").exists() == (after > num_parts)
+    assert (tmp_path / "out" / "counts" / "stage.json").exists() == (after > num_parts)
     assert many(path, task, tmp_path / "out").as_json() == whole
     assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_an_ended_one_is_used_as_it_is_without_its_counts(corpus, tmp_path):
+    path, task = corpus(MANY), corpus(TASK, "task.jsonl")
+    whole = many(path, task, tmp_path / "out").as_json()
+    assert whole["counts"]["n-grams to remove"]["task"] > 0
+    shutil.rmtree(tmp_path / "out" / "counts")
+    assert many(path, task, tmp_path / "out").as_json() == whole
+    assert not (tmp_path / "out" / "counts").exists()
+    with pytest.raises(ConfigError, match="min_chars 200 there, 100 now"):
+        many(path, task, tmp_path / "out", min_chars=100)
+    assert not (tmp_path / "out" / "counts").exists()
 
 
 def test_another_task_in_the_same_folder_is_refused(corpus, tmp_path):

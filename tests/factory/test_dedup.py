@@ -5,6 +5,7 @@ import itertools
 import json
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtnlg.core.errors import ConfigError, DataError
+from mtnlg.factory import folder
 from mtnlg.factory.dedup import candidates, duplicates, signatures, spill
 
 DATA = pathlib.Path(__file__).parents[3] / "shared" / "data" / "corpora"
@@ -131,8 +133,8 @@ def test_it_is_what_looking_at_all_pairs_gives(texts, min_jaccard, num_words):
 
 
 def deduplicated(texts: list[str], **options) -> dict[int, int]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder)
+    with tempfile.TemporaryDirectory() as name:
+        path = pathlib.Path(name)
         (path / "c.jsonl").write_text("".join(json.dumps({"id": n, "text": text}) + "\n" for n, text in enumerate(texts)))
         run("dedup", str(path / "c.jsonl"), path / "out", **options)
         found = duplicates.Duplicates(path / "out" / "duplicates")
@@ -244,8 +246,8 @@ def test_any_number_of_workers_writes_the_same_bytes(corpus, tmp_path):
     path = many(corpus)
     tallies = [run("dedup", path, tmp_path / str(n), num_workers=n, part_bytes=20_000).as_json() for n in (1, 2, 4)]
     assert tallies[0] == tallies[1] == tallies[2]
-    for folder in ("", "signatures", "shingles"):
-        assert content(tmp_path / "1" / folder) == content(tmp_path / "2" / folder) == content(tmp_path / "4" / folder)
+    for name in ("", "signatures", "shingles"):
+        assert content(tmp_path / "1" / name) == content(tmp_path / "2" / name) == content(tmp_path / "4" / name)
     assert len(content(tmp_path / "1")) > 3 and tallies[0]["counts"]["dropped"]["near duplicate"] > 50
 
 
@@ -268,26 +270,66 @@ def dying(function):
 if where == "parts":
     folder.Journal.add = dying(folder.Journal.add)
 elif where == "candidates":
-    candidates._in_buckets = dying(candidates._in_buckets)
-else:
+    candidates._write_near = dying(candidates._write_near)
+elif where == "duplicates":
     duplicates._labels = dying(duplicates._labels)
+else:  # a folder between two passes is whole, and does not bear its name yet
+    replace = os.replace
+    replace_or_die = dying(replace)
+    os.replace = lambda old, new: (replace_or_die if os.path.isdir(old) else replace)(old, new)
 registry.make("dedup", {}).run((sys.argv[1],), sys.argv[2], Machine(1, 20_000, progress=False))
 """
 
 
-@pytest.mark.parametrize("where, left", [("parts", 1), ("candidates", 0), ("parts", 9), ("duplicates", 0), ("parts", 16)])
+KILLS = {  # and what has ended then
+    ("parts", 1): [],
+    ("candidates", 0): ["signatures"],
+    ("renaming", 0): ["signatures"],
+    ("parts", 9): ["signatures", "candidates"],
+    ("duplicates", 0): ["signatures", "candidates", "shingles"],
+    ("renaming", 1): ["signatures", "candidates", "shingles"],
+    ("parts", 16): ["signatures", "candidates", "shingles", "duplicates"],
+}
+
+
+@pytest.mark.parametrize("where, left", KILLS)
 def test_killed_in_any_pass_it_ends_in_the_same_bytes(corpus, tmp_path, where, left):
     path = many(corpus)
     whole = run("dedup", path, tmp_path / "whole", part_bytes=20_000).as_json()
     assert len(content(tmp_path / "whole")) == 7
     killed = subprocess.run([sys.executable, "-c", KILLED, path, str(tmp_path / "out"), where, str(left)])
     assert killed.returncode == -signal.SIGKILL
-    there = [
-        name for name in ("signatures/stage.json", "candidates", "shingles/stage.json", "duplicates") if (tmp_path / "out" / name).exists()
-    ]
-    assert len(there) == {("parts", 1): 0, ("candidates", 0): 1, ("parts", 9): 2, ("duplicates", 0): 3, ("parts", 16): 4}[where, left]
+    ended = {path.parent.name for name in (folder.DONE, folder.MADE_OF) for path in (tmp_path / "out").glob(f"*/{name}")}
+    assert {name for name in ended if not name.endswith(".tmp")} == set(KILLS[where, left])
     assert run("dedup", path, tmp_path / "out", part_bytes=20_000).as_json() == whole
     assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("left", [9, 14])
+def test_nothing_of_other_inputs_is_used(corpus, tmp_path, left):
+    """Stopped in a pass, then given other inputs: what an error says to delete is the whole, and nothing stale is taken for new."""
+    texts = ["a b c d e f g" + " h" * (n % 2) for n in range(9)]
+    one, other, out = many(corpus), corpus([{"id": str(n), "text": text} for n, text in enumerate(texts)], "b.jsonl"), tmp_path / "out"
+    killed = subprocess.run([sys.executable, "-c", KILLED, one, str(out), "parts", str(left)])
+    assert killed.returncode == -signal.SIGKILL
+    with pytest.raises(ConfigError, match=rf"delete {out}$"):
+        run("dedup", other, out)
+    for name in ("signatures", "shingles"):  # and if only these are deleted
+        shutil.rmtree(out / name)
+    run("dedup", other, out)
+    run("dedup", other, tmp_path / "whole")
+    assert content(out) == content(tmp_path / "whole") and len(read(out)) == 2
+
+
+def test_an_ended_one_is_used_as_it_is_without_its_inner_folders(corpus, tmp_path):
+    path, out = many(corpus), tmp_path / "out"
+    whole = run("dedup", path, out).as_json()
+    for name in ("signatures", "candidates", "shingles", "duplicates"):
+        shutil.rmtree(out / name)
+    assert run("dedup", path, out).as_json() == whole
+    with pytest.raises(ConfigError, match=rf"min_jaccard 0.8 there, 0.9 now.*delete {out}$"):
+        run("dedup", path, out, min_jaccard=0.9)
+    assert not any(path.is_dir() for path in out.iterdir())
 
 
 def test_options_that_make_no_sense_are_refused(corpus, tmp_path):

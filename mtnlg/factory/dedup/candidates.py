@@ -7,7 +7,7 @@ import numpy as np
 
 from mtnlg.core import files
 from mtnlg.core.errors import DataError
-from mtnlg.factory import words
+from mtnlg.factory import folder, words
 from mtnlg.factory.dedup.parts import Parts
 from mtnlg.factory.dedup.signatures import BANDS, ROW, UNREADABLE
 from mtnlg.factory.dedup.spill import Spill
@@ -21,18 +21,19 @@ _TEXT = np.dtype([("hash", "<u8"), ("number", "<u4")])
 
 
 def find(signatures: pathlib.Path, path: pathlib.Path) -> None:
-    """Makes the folder `path` of what the folder of signatures says; one that is there already is left as it is.
+    """Makes the folder `path` of what the folder of signatures says; one that was made of just these is left as it is.
 
     same: PAIRs of equal texts, each with the first one. near: PAIRs that may be near duplicates, each once; of equal texts only the
     first is among them. numbers: of the documents in near, sorted; ends: where the shingles of each end, all of them one behind the other.
     Raises DataError (too many documents), CannotWrite, TemporaryFailure.
     """
-    if path.exists():
+    of = {"signatures": folder.sha256(signatures)}
+    if folder.is_made_of(path, of):
         return
     rows = Parts(signatures, ROW)
     if len(rows) > _MAX_DOCUMENTS:
         raise DataError(f"{len(rows)} documents are more than {_MAX_DOCUMENTS}", str(signatures), "fewer of them, source by source")
-    with files.making_folder(path) as draft:
+    with folder.making(path, of) as draft:
         is_left = _write_same(rows, draft)
         is_candidate = _write_near(rows, is_left, draft)
         numbers, sizes = np.flatnonzero(is_candidate).astype(np.uint32), np.empty(is_candidate.sum(), np.int64)
