@@ -125,7 +125,7 @@ TEXTS = st.one_of(
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(TEXTS, min_size=2, max_size=14), st.sampled_from([0.5, 0.8]), st.integers(1, 5))
+@given(st.lists(TEXTS, min_size=2, max_size=candidates.FEW), st.sampled_from([0.5, 0.8]), st.integers(1, 5))
 def test_it_is_what_looking_at_all_pairs_gives(texts, min_jaccard, num_words):
     bands = [signatures.band_keys(signatures.shingles([text], num_words))[0] for text in texts]
     expected = clustered(texts, lambda a, b: bool((bands[a] == bands[b]).any()), min_jaccard, num_words)
@@ -198,13 +198,54 @@ def test_samples_show_pairs_with_both_texts(corpus, tmp_path):
     assert kept["id"] == "0" + left_out["id"][1:] and texts[int(kept["id"][1:])].startswith(kept["text"].rstrip("…"))
 
 
+def pages(numbers: random.Random, num_pages: int, copies: list[int]) -> tuple[list[dict], list[dict]]:
+    """Pages of one template, J 0.786 to each other, and with J 0.905 to it so many copies of each of the first, in any order."""
+    template = text_of(numbers, 92)
+    made = [template + text_of(numbers, 12) for _ in range(num_pages)]
+    copied = [(place, made[place][:-5] + text_of(numbers, 5)) for place, times in enumerate(copies) for _ in range(times)]
+    found = [{"id": str(place), "text": " ".join(words)} for place, words in enumerate(made)]
+    again = [{"id": f"copy of {place}", "text": " ".join(words)} for place, words in copied]
+    assert jaccard(found[0]["text"], found[-1]["text"]) < 0.79 < 0.9 < jaccard(again[0]["text"], found[0]["text"])
+    numbers.shuffle(again)
+    return found, again
+
+
+@pytest.mark.parametrize("copies", [[1] * 300, [30] * 10])
+def test_copies_are_found_in_a_crowd_of_others_that_share_bands(corpus, tmp_path, copies):
+    """1,500 pages of one template, of which a fifth share a bucket in each band and none is a duplicate."""
+    found, again = pages(random.Random(6), 1500, copies)
+    run("dedup", [corpus(found, "a.jsonl"), corpus(again, "b.jsonl")], tmp_path / "out")
+    kept = [document["id"] for document in read(tmp_path / "out")]
+    assert kept[:1500] == [document["id"] for document in found]
+    assert len(kept) - 1500 <= 0.01 * len(again)
+    near = np.fromfile(tmp_path / "out" / "candidates" / "near", candidates.PAIR)
+    assert len(near) <= 20 * (len(found) + len(again))
+
+
+def test_in_a_bucket_of_a_few_every_pair_is_compared(monkeypatch):
+    """And in a larger one each document with the first and with the one before it, wherever the chunks end."""
+    monkeypatch.setattr(candidates, "_CHUNK", 7)
+    sizes = np.array([2, 9, 3, 10, 40, 2, 9, 9, 11])
+    numbers = np.arange(sizes.sum(), dtype=np.uint64) * 3
+    found = [
+        pair for firsts, seconds in candidates._pairs_in(numbers, sizes) for pair in zip(firsts.tolist(), seconds.tolist(), strict=True)
+    ]
+    expected = set()
+    for bucket in np.split(numbers, np.cumsum(sizes)[:-1]):
+        first, *others = bucket.tolist()
+        is_few = len(bucket) <= candidates.FEW == 9
+        expected |= set(itertools.combinations([first, *others], 2) if is_few else itertools.pairwise([first, *others]))
+        expected |= {(first, other) for other in others}
+    assert sorted(found) == sorted(expected)
+
+
 def test_a_huge_bucket_is_not_quadratic(corpus, tmp_path):
-    """3,000 texts that differ in a word: 4.5 million pairs, of which it looks at 9 for each text."""
+    """3,000 texts that differ in a word: 4.5 million pairs, of which it looks at a few for each text."""
     base = " ".join(text_of(random.Random(3), 100))
     documents = [{"id": str(n), "text": f"{base} {n}"} for n in range(3000)]
     tally = run("dedup", corpus(documents), tmp_path / "out")
     near = np.fromfile(tmp_path / "out" / "candidates" / "near", candidates.PAIR)
-    assert 3000 < len(near) <= 3000 * (candidates.NUM_BEFORE + 1) * 2
+    assert 3000 < len(near) <= 3000 * 20
     assert [d["id"] for d in read(tmp_path / "out")] == ["0"]
     assert tally.counts["clusters by size"] == {"     3000": 1}
 
@@ -233,6 +274,16 @@ def test_what_is_spilled_comes_back_part_by_part(tmp_path, monkeypatch):
     parts = list(there.parts())
     assert [sorted(part) for part in parts] == [sorted(hashes[hashes >> np.uint64(59) == part]) for part in range(32)]
     assert not (tmp_path / "there").exists()
+
+
+def test_of_a_set_that_is_spilled_doubles_take_no_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(spill, "_PART_BYTES", 1000)
+    hashes = np.random.default_rng(0).integers(0, 2**64, 500, np.uint64)
+    there = spill.SpilledSet(tmp_path / "there", "<u8", 500)
+    for chunk in [*np.split(hashes, 5), *np.split(hashes, 2)] * 10:
+        there.add(chunk, chunk)
+        assert sum(path.stat().st_size for path in (tmp_path / "there").iterdir()) <= 2 * hashes.nbytes
+    assert np.concatenate(list(there.parts())).tolist() == sorted(hashes.tolist())
 
 
 def many(corpus) -> str:
