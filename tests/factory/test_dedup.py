@@ -143,6 +143,19 @@ def deduplicated(texts: list[str], **options) -> dict[int, int]:
     return left_out
 
 
+def test_clusters_do_not_depend_on_how_many_links_are_looked_at_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(duplicates, "_LINKS_AT_ONCE", 1)
+    numbers, ends = np.arange(0, 300, 3, dtype=np.uint32), np.random.default_rng(0).integers(0, 100, (70, 2))
+    found = np.zeros(70, duplicates.LINK)
+    found["first"], found["second"] = numbers[ends.T]
+    found.tofile(tmp_path / "links")
+    kept = list(range(100))
+    for one, other in ends.tolist():
+        low, high = sorted((kept[one], kept[other]))
+        kept = [low if label == high else label for label in kept]
+    assert duplicates._labels(tmp_path / "links", numbers).tolist() == kept
+
+
 def test_without_a_band_to_share_it_is_the_same_where_similarities_are_clear():
     """Texts whose similarity is above 0.95 or below 0.5: the bands do not matter."""
     numbers = random.Random(1)
