@@ -4,10 +4,13 @@
 was killed goes on behind the last of them, and ends with the same bytes as one that was not.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
+import shutil
+from collections.abc import Iterator
 
 from mtnlg.core import files
 from mtnlg.core.errors import ConfigError, DataError
@@ -15,6 +18,7 @@ from mtnlg.core.errors import ConfigError, DataError
 DONE = "stage.json"
 JOURNAL = "journal.jsonl"
 QUARANTINE = "quarantine.jsonl"
+MADE_OF = "made_of.json"
 
 
 class OtherWritten(ConfigError):
@@ -55,15 +59,38 @@ def require_whole(path: pathlib.Path) -> None:
             raise DataError(what, str(file), f"delete {path} and give the command that made it again")
 
 
+def is_made_of(path: pathlib.Path, of: dict) -> bool:
+    """Whether `making` has made this folder of just that."""
+    try:
+        return json.loads((path / MADE_OF).read_bytes()) == of
+    except (OSError, ValueError):
+        return False
+
+
+@contextlib.contextmanager
+def making(path: pathlib.Path, of: dict) -> Iterator[pathlib.Path]:
+    """As `files.making_folder`, for a folder between two passes that knows what it was made of; another one there is deleted.
+
+    Raises CannotWrite or TemporaryFailure.
+    """
+    with files.making_folder(path) as draft:
+        yield draft
+        files.write_atomic(draft / MADE_OF, json.dumps(of))
+        with files.writing(path):
+            if path.exists():
+                shutil.rmtree(path)
+
+
 class Journal:
     """Of one stage in its folder. `parts`: what is known of every part that is whole, in order; tallies only of those found there, until
-    they are taken: in memory they would grow with the corpus.
+    they are taken: in memory they would grow with the corpus. whole: the folder of the stage, if this is that of an inner pass.
 
     Raises OtherWritten, DataError, CannotWrite, TemporaryFailure.
     """
 
-    def __init__(self, path: pathlib.Path, what: dict):
-        self.path, self._what = path, json.loads(json.dumps(what))  # as it will be read
+    def __init__(self, path: pathlib.Path, what: dict, whole: pathlib.Path | None = None):
+        self.path, self._whole = path, whole or path
+        self._what = json.loads(json.dumps(what))  # as it will be read
         files.make_folder(path)
         self.is_done = (path / DONE).exists()
         lines = [self._what, *read(path)["parts"]] if self.is_done else self._lines()
@@ -86,13 +113,13 @@ class Journal:
         try:
             return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
         except ValueError as error:
-            raise DataError(f"the journal is damaged: {error}", str(self.path / JOURNAL), f"delete {self.path} and start again") from None
+            raise DataError(f"the journal is damaged: {error}", str(self.path / JOURNAL), f"delete {self._whole} and start again") from None
 
     def _require_same(self, held: dict) -> None:
         differing = [key for key in self._what if held.get(key) != self._what[key]]
         if differing:
             shown = "; ".join(one for key in differing for one in _differences(key, held.get(key), self._what[key]))
-            raise OtherWritten(f"something else is written there: {shown}", str(self.path), f"another --output, or delete {self.path}")
+            raise OtherWritten(f"something else is written there: {shown}", str(self.path), f"another --output, or delete {self._whole}")
 
     def _begin(self) -> None:
         files.write_atomic(self.path / JOURNAL, b"".join(map(line, [self._what, *self.parts])))

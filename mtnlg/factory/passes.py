@@ -64,19 +64,21 @@ def run(
     machine: Machine,
     prepare: Callable[[], Tally] = Tally,
     finish: Callable[[list[dict]], list[dict]] = list,
+    whole: pathlib.Path | None = None,
 ) -> Tally:
     """Writes what `work` makes of each Batch (a Result) into `path`, in parts named part-NNNNN`suffix`, and `stage.json` at the end.
 
     what: {'stage': name, 'options': {...}}, by which the folder is known, with the inputs. work: pickled once for each worker.
-    prepare: called before the first batch, each time that the stage starts; what it counts is added. finish: gets what is known of
-    the parts, and gives back what is known of the files that replace them, a `folder.part` each; it may be called again after a kill.
-    Parts that it does not name are deleted when `stage.json` is there.
+    prepare: called before the first batch, each time that the stage starts and has not ended; what it counts is added. It runs a stage's
+    inner passes, in folders inside `path`; `whole` is then the folder of the stage, which an error says to delete. finish: gets what is
+    known of the parts, and gives back what is known of the files that replace them, a `folder.part` each; it may be called again after a
+    kill. Parts that it does not name are deleted when `stage.json` is there.
     Raises what `Journal`, `work`, `prepare` and `finish` raise; CannotWrite when another process writes there.
     """
     inputs.require_outside(path)
     files.make_folder(path)
     with lock.held(path / "lock", lambda owner: refuse_busy(path, owner)):
-        journal = Journal(path, what | {"inputs": inputs.identity()})
+        journal = Journal(path, what | {"inputs": inputs.identity()}, whole)
         if journal.is_done:
             machine.say(f"{path}: already there, used as it is")
             total = Tally(**folder.read(path)["tally"])
@@ -133,7 +135,7 @@ def _go_on(
 
 
 def _seconds_before(path: pathlib.Path) -> float:
-    """Of a stage's earlier passes, whose folders lie in its own."""
+    """Of a stage's inner passes that have ended, whose folders lie in its own."""
     return sum(folder.read(done.parent)["seconds"] for done in path.glob(f"*/{folder.DONE}"))
 
 

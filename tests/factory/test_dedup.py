@@ -5,6 +5,7 @@ import itertools
 import json
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtnlg.core.errors import ConfigError, DataError
+from mtnlg.factory import folder
 from mtnlg.factory.dedup import candidates, duplicates, signatures, spill
 
 DATA = pathlib.Path(__file__).parents[3] / "shared" / "data" / "corpora"
@@ -123,7 +125,7 @@ TEXTS = st.one_of(
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(TEXTS, min_size=2, max_size=14), st.sampled_from([0.5, 0.8]), st.integers(1, 5))
+@given(st.lists(TEXTS, min_size=2, max_size=candidates.FEW), st.sampled_from([0.5, 0.8]), st.integers(1, 5))
 def test_it_is_what_looking_at_all_pairs_gives(texts, min_jaccard, num_words):
     bands = [signatures.band_keys(signatures.shingles([text], num_words))[0] for text in texts]
     expected = clustered(texts, lambda a, b: bool((bands[a] == bands[b]).any()), min_jaccard, num_words)
@@ -131,14 +133,27 @@ def test_it_is_what_looking_at_all_pairs_gives(texts, min_jaccard, num_words):
 
 
 def deduplicated(texts: list[str], **options) -> dict[int, int]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder)
+    with tempfile.TemporaryDirectory() as name:
+        path = pathlib.Path(name)
         (path / "c.jsonl").write_text("".join(json.dumps({"id": n, "text": text}) + "\n" for n, text in enumerate(texts)))
         run("dedup", str(path / "c.jsonl"), path / "out", **options)
         found = duplicates.Duplicates(path / "out" / "duplicates")
         left_out = dict(zip(found.numbers().tolist(), found.kept().tolist(), strict=True))
         assert [int(d["id"]) for d in read(path / "out")] == sorted(set(range(len(texts))) - left_out.keys())
     return left_out
+
+
+def test_clusters_do_not_depend_on_how_many_links_are_looked_at_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(duplicates, "_LINKS_AT_ONCE", 1)
+    numbers, ends = np.arange(0, 300, 3, dtype=np.uint32), np.random.default_rng(0).integers(0, 100, (70, 2))
+    found = np.zeros(70, duplicates.LINK)
+    found["first"], found["second"] = numbers[ends.T]
+    found.tofile(tmp_path / "links")
+    kept = list(range(100))
+    for one, other in ends.tolist():
+        low, high = sorted((kept[one], kept[other]))
+        kept = [low if label == high else label for label in kept]
+    assert duplicates._labels(tmp_path / "links", numbers).tolist() == kept
 
 
 def test_without_a_band_to_share_it_is_the_same_where_similarities_are_clear():
@@ -196,13 +211,54 @@ def test_samples_show_pairs_with_both_texts(corpus, tmp_path):
     assert kept["id"] == "0" + left_out["id"][1:] and texts[int(kept["id"][1:])].startswith(kept["text"].rstrip("…"))
 
 
+def pages(numbers: random.Random, num_pages: int, copies: list[int]) -> tuple[list[dict], list[dict]]:
+    """Pages of one template, J 0.786 to each other, and with J 0.905 to it so many copies of each of the first, in any order."""
+    template = text_of(numbers, 92)
+    made = [template + text_of(numbers, 12) for _ in range(num_pages)]
+    copied = [(place, made[place][:-5] + text_of(numbers, 5)) for place, times in enumerate(copies) for _ in range(times)]
+    found = [{"id": str(place), "text": " ".join(words)} for place, words in enumerate(made)]
+    again = [{"id": f"copy of {place}", "text": " ".join(words)} for place, words in copied]
+    assert jaccard(found[0]["text"], found[-1]["text"]) < 0.79 < 0.9 < jaccard(again[0]["text"], found[0]["text"])
+    numbers.shuffle(again)
+    return found, again
+
+
+@pytest.mark.parametrize("copies", [[1] * 300, [30] * 10])
+def test_copies_are_found_in_a_crowd_of_others_that_share_bands(corpus, tmp_path, copies):
+    """1,500 pages of one template, of which a fifth share a bucket in each band and none is a duplicate."""
+    found, again = pages(random.Random(6), 1500, copies)
+    run("dedup", [corpus(found, "a.jsonl"), corpus(again, "b.jsonl")], tmp_path / "out")
+    kept = [document["id"] for document in read(tmp_path / "out")]
+    assert kept[:1500] == [document["id"] for document in found]
+    assert len(kept) - 1500 <= 0.01 * len(again)
+    near = np.fromfile(tmp_path / "out" / "candidates" / "near", candidates.PAIR)
+    assert len(near) <= 20 * (len(found) + len(again))
+
+
+def test_in_a_bucket_of_a_few_every_pair_is_compared(monkeypatch):
+    """And in a larger one each document with the first and with the one before it, wherever the chunks end."""
+    monkeypatch.setattr(candidates, "_CHUNK", 7)
+    sizes = np.array([2, 9, 3, 10, 40, 2, 9, 9, 11])
+    numbers = np.arange(sizes.sum(), dtype=np.uint64) * 3
+    found = [
+        pair for firsts, seconds in candidates._pairs_in(numbers, sizes) for pair in zip(firsts.tolist(), seconds.tolist(), strict=True)
+    ]
+    expected = set()
+    for bucket in np.split(numbers, np.cumsum(sizes)[:-1]):
+        first, *others = bucket.tolist()
+        is_few = len(bucket) <= candidates.FEW == 9
+        expected |= set(itertools.combinations([first, *others], 2) if is_few else itertools.pairwise([first, *others]))
+        expected |= {(first, other) for other in others}
+    assert sorted(found) == sorted(expected)
+
+
 def test_a_huge_bucket_is_not_quadratic(corpus, tmp_path):
-    """3,000 texts that differ in a word: 4.5 million pairs, of which it looks at 9 for each text."""
+    """3,000 texts that differ in a word: 4.5 million pairs, of which it looks at a few for each text."""
     base = " ".join(text_of(random.Random(3), 100))
     documents = [{"id": str(n), "text": f"{base} {n}"} for n in range(3000)]
     tally = run("dedup", corpus(documents), tmp_path / "out")
     near = np.fromfile(tmp_path / "out" / "candidates" / "near", candidates.PAIR)
-    assert 3000 < len(near) <= 3000 * (candidates.NUM_BEFORE + 1) * 2
+    assert 3000 < len(near) <= 3000 * 20
     assert [d["id"] for d in read(tmp_path / "out")] == ["0"]
     assert tally.counts["clusters by size"] == {"     3000": 1}
 
@@ -233,6 +289,16 @@ def test_what_is_spilled_comes_back_part_by_part(tmp_path, monkeypatch):
     assert not (tmp_path / "there").exists()
 
 
+def test_of_a_set_that_is_spilled_doubles_take_no_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(spill, "_PART_BYTES", 1000)
+    hashes = np.random.default_rng(0).integers(0, 2**64, 500, np.uint64)
+    there = spill.SpilledSet(tmp_path / "there", "<u8", 500)
+    for chunk in [*np.split(hashes, 5), *np.split(hashes, 2)] * 10:
+        there.add(chunk, chunk)
+        assert sum(path.stat().st_size for path in (tmp_path / "there").iterdir()) <= 2 * hashes.nbytes
+    assert np.concatenate(list(there.parts())).tolist() == sorted(hashes.tolist())
+
+
 def many(corpus) -> str:
     numbers = random.Random(5)
     bases = [text_of(numbers, 80) for _ in range(40)]
@@ -244,8 +310,8 @@ def test_any_number_of_workers_writes_the_same_bytes(corpus, tmp_path):
     path = many(corpus)
     tallies = [run("dedup", path, tmp_path / str(n), num_workers=n, part_bytes=20_000).as_json() for n in (1, 2, 4)]
     assert tallies[0] == tallies[1] == tallies[2]
-    for folder in ("", "signatures", "shingles"):
-        assert content(tmp_path / "1" / folder) == content(tmp_path / "2" / folder) == content(tmp_path / "4" / folder)
+    for name in ("", "signatures", "shingles"):
+        assert content(tmp_path / "1" / name) == content(tmp_path / "2" / name) == content(tmp_path / "4" / name)
     assert len(content(tmp_path / "1")) > 3 and tallies[0]["counts"]["dropped"]["near duplicate"] > 50
 
 
@@ -268,26 +334,66 @@ def dying(function):
 if where == "parts":
     folder.Journal.add = dying(folder.Journal.add)
 elif where == "candidates":
-    candidates._in_buckets = dying(candidates._in_buckets)
-else:
+    candidates._write_near = dying(candidates._write_near)
+elif where == "duplicates":
     duplicates._labels = dying(duplicates._labels)
+else:  # a folder between two passes is whole, and does not bear its name yet
+    replace = os.replace
+    replace_or_die = dying(replace)
+    os.replace = lambda old, new: (replace_or_die if os.path.isdir(old) else replace)(old, new)
 registry.make("dedup", {}).run((sys.argv[1],), sys.argv[2], Machine(1, 20_000, progress=False))
 """
 
 
-@pytest.mark.parametrize("where, left", [("parts", 1), ("candidates", 0), ("parts", 9), ("duplicates", 0), ("parts", 16)])
+KILLS = {  # and what has ended then
+    ("parts", 1): [],
+    ("candidates", 0): ["signatures"],
+    ("renaming", 0): ["signatures"],
+    ("parts", 9): ["signatures", "candidates"],
+    ("duplicates", 0): ["signatures", "candidates", "shingles"],
+    ("renaming", 1): ["signatures", "candidates", "shingles"],
+    ("parts", 16): ["signatures", "candidates", "shingles", "duplicates"],
+}
+
+
+@pytest.mark.parametrize("where, left", KILLS)
 def test_killed_in_any_pass_it_ends_in_the_same_bytes(corpus, tmp_path, where, left):
     path = many(corpus)
     whole = run("dedup", path, tmp_path / "whole", part_bytes=20_000).as_json()
     assert len(content(tmp_path / "whole")) == 7
     killed = subprocess.run([sys.executable, "-c", KILLED, path, str(tmp_path / "out"), where, str(left)])
     assert killed.returncode == -signal.SIGKILL
-    there = [
-        name for name in ("signatures/stage.json", "candidates", "shingles/stage.json", "duplicates") if (tmp_path / "out" / name).exists()
-    ]
-    assert len(there) == {("parts", 1): 0, ("candidates", 0): 1, ("parts", 9): 2, ("duplicates", 0): 3, ("parts", 16): 4}[where, left]
+    ended = {path.parent.name for name in (folder.DONE, folder.MADE_OF) for path in (tmp_path / "out").glob(f"*/{name}")}
+    assert {name for name in ended if not name.endswith(".tmp")} == set(KILLS[where, left])
     assert run("dedup", path, tmp_path / "out", part_bytes=20_000).as_json() == whole
     assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("left", [9, 14])
+def test_nothing_of_other_inputs_is_used(corpus, tmp_path, left):
+    """Stopped in a pass, then given other inputs: what an error says to delete is the whole, and nothing stale is taken for new."""
+    texts = ["a b c d e f g" + " h" * (n % 2) for n in range(9)]
+    one, other, out = many(corpus), corpus([{"id": str(n), "text": text} for n, text in enumerate(texts)], "b.jsonl"), tmp_path / "out"
+    killed = subprocess.run([sys.executable, "-c", KILLED, one, str(out), "parts", str(left)])
+    assert killed.returncode == -signal.SIGKILL
+    with pytest.raises(ConfigError, match=rf"delete {out}$"):
+        run("dedup", other, out)
+    for name in ("signatures", "shingles"):  # and if only these are deleted
+        shutil.rmtree(out / name)
+    run("dedup", other, out)
+    run("dedup", other, tmp_path / "whole")
+    assert content(out) == content(tmp_path / "whole") and len(read(out)) == 2
+
+
+def test_an_ended_one_is_used_as_it_is_without_its_inner_folders(corpus, tmp_path):
+    path, out = many(corpus), tmp_path / "out"
+    whole = run("dedup", path, out).as_json()
+    for name in ("signatures", "candidates", "shingles", "duplicates"):
+        shutil.rmtree(out / name)
+    assert run("dedup", path, out).as_json() == whole
+    with pytest.raises(ConfigError, match=rf"min_jaccard 0.8 there, 0.9 now.*delete {out}$"):
+        run("dedup", path, out, min_jaccard=0.9)
+    assert not any(path.is_dir() for path in out.iterdir())
 
 
 def test_options_that_make_no_sense_are_refused(corpus, tmp_path):

@@ -16,7 +16,7 @@ from mtnlg.core.errors import ConfigError
 from mtnlg.core.schema import key
 from mtnlg.factory import documents, folder, passes, stage
 from mtnlg.factory.dedup import candidates, duplicates, signatures
-from mtnlg.factory.dedup.duplicates import Duplicates, Verify
+from mtnlg.factory.dedup.duplicates import Duplicates
 from mtnlg.factory.dedup.parts import Parts
 from mtnlg.factory.dedup.signatures import BAND_ROWS, BANDS, ROW, Sign
 from mtnlg.factory.documents import Drop
@@ -46,25 +46,20 @@ class Dedup:
         """Raises what `check`, `candidates.find` and `passes.run` raise."""
         self.check()
         read, output = Inputs(inputs), pathlib.Path(output)
+        what = {"stage": "dedup", "options": dataclasses.asdict(self)}
+        work = stage.DocumentWork(functools.partial(_Step, output / SIGNATURES, output / DUPLICATES), is_numbered=True)
+        return passes.run(output, what, read, work, stage.SUFFIX, machine, functools.partial(self._find, read, output, machine))
+
+    def _find(self, read: Inputs, output: pathlib.Path, machine: Machine) -> Tally:
+        """All that comes before the last pass."""
         signed, shingled, pairs, found = (output / name for name in (SIGNATURES, SHINGLES, CANDIDATES, DUPLICATES))
         settings = {"shingle_words": self.shingle_words, "bands": BANDS, "band_rows": BAND_ROWS}
-
-        def prepare_shingles() -> Tally:
-            candidates.find(signed, pairs)
-            return Tally()
-
-        def prepare_writing() -> Tally:
-            return duplicates.find(pairs, found, Verify(pairs, shingled, self.min_jaccard), machine)
-
         what = {"stage": "dedup, signatures", "options": settings}
-        tally = passes.run(signed, what, read, Sign(self.shingle_words), signatures.SUFFIX, machine)
+        passes.run(signed, what, read, Sign(self.shingle_words), signatures.SUFFIX, machine, whole=output)
+        candidates.find(signed, pairs)
         what = {"stage": "dedup, shingles", "options": settings | {"signatures": folder.sha256(signed)}}
-        work = _Shingles(pairs, self.shingle_words)
-        passes.run(shingled, what, read, work, ".shingles", machine, prepare_shingles)
-        what = {"stage": "dedup", "options": dataclasses.asdict(self)}
-        make_step = functools.partial(_Step, signed, found, tuple(tally.counts.get("documents read", ())))
-        work = stage.DocumentWork(make_step, is_numbered=True)
-        return passes.run(output, what, read, work, stage.SUFFIX, machine, prepare_writing)
+        passes.run(shingled, what, read, _Shingles(pairs, self.shingle_words), ".shingles", machine, whole=output)
+        return duplicates.find(pairs, shingled, self.min_jaccard, found, machine)
 
 
 class _Shingles:
@@ -87,8 +82,9 @@ class _Shingles:
 class _Step:
     """The step of the last pass."""
 
-    def __init__(self, signed: pathlib.Path, found: pathlib.Path, sources: tuple[str, ...]):
+    def __init__(self, signed: pathlib.Path, found: pathlib.Path):
         self._rows = Parts(signed, ROW)
+        sources = folder.read(signed)["tally"]["counts"].get("documents read", ())
         self._sources: Mapping[int, str] = {signatures.hash_of(source): source for source in sources}
         self._duplicates = Duplicates(found)
 

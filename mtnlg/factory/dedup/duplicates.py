@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mtnlg.core import extras, files
-from mtnlg.factory import workers
+from mtnlg.factory import folder, workers
 from mtnlg.factory.dedup import candidates
 from mtnlg.factory.dedup.candidates import PAIR
 from mtnlg.factory.dedup.parts import Parts
@@ -68,18 +68,20 @@ def similarity(first: np.ndarray, second: np.ndarray) -> float:
     return num_shared / (both.size - num_shared)
 
 
-def find(pairs: pathlib.Path, path: pathlib.Path, verify: Verify, machine: Machine) -> Tally:
-    """Makes the folder `path`; one that is there already is left as it is. Counts clusters by the number of their documents.
+def find(pairs: pathlib.Path, shingles: pathlib.Path, min_jaccard: float, path: pathlib.Path, machine: Machine) -> Tally:
+    """Makes the folder `path`; one that was made of just these is left as it is. Counts clusters by the number of their documents.
 
+    pairs, shingles: folders of `candidates.find` and of the pass over its documents.
     links: LINKs, all that were verified. duplicates.npy: number << 32 | kept << 1 | is_exact, sorted. shown.npy: some LINKs from a
     document that is kept. Memory is about 40 bytes for each candidate.
     """
-    if not path.exists():
-        with files.making_folder(path) as draft:
+    of = {"shingles": folder.sha256(shingles), "min_jaccard": min_jaccard}
+    if not folder.is_made_of(path, of):
+        with folder.making(path, of) as draft:
             near = pairs / candidates.NEAR
             num_workers = min(machine.num_workers, 1 + near.stat().st_size // (_PAIRS_AT_ONCE * PAIR.itemsize))
             with files.writing(draft), open(draft / LINKS, "wb") as file:
-                for links in workers.ordered(verify, _chunks(near, PAIR, _PAIRS_AT_ONCE), num_workers):
+                for links in workers.ordered(Verify(pairs, shingles, min_jaccard), _chunks(near, PAIR, _PAIRS_AT_ONCE), num_workers):
                     file.write(links.tobytes())
             numbers = np.load(pairs / f"{candidates.NUMBERS}.npy")
             kept = numbers[_labels(draft / LINKS, numbers)]

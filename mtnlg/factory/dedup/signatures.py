@@ -49,14 +49,19 @@ def shingles(texts: list[str], num_words: int) -> Sets:
 
 
 def band_keys(sets: Sets) -> np.ndarray:
-    """uint64 [texts, BANDS]: two texts share a band's key if they agree in all its rows, and else but by chance."""
+    """uint64 [texts, BANDS]: two texts share a band's key if they agree in all its rows, and else but by chance.
+
+    So it is with the first half of its rows and the upper 32 bits, and with the other rows and the lower ones.
+    """
     with extras.needed("data"):
         from rensa import RMinHash
 
     offsets = np.append(0, sets.ends).astype(np.uint64)
     rows = RMinHash.digest_matrix_from_flat_token_hashes(sets.values, offsets, BANDS * BAND_ROWS, _SEED).to_rows()
     weighted = np.array(rows, np.uint64).reshape(-1, BANDS * BAND_ROWS) * _FACTORS
-    return words.mixed(weighted.reshape(-1, BANDS, BAND_ROWS).sum(axis=2, dtype=np.uint64))
+    halves = np.split(weighted.reshape(-1, BANDS, BAND_ROWS), [-(-BAND_ROWS // 2)], axis=2)
+    upper, lower = (words.mixed(half.sum(axis=2, dtype=np.uint64)) for half in halves)
+    return (upper & np.uint64(0xFFFFFFFF << 32)) | (lower >> np.uint64(32))
 
 
 @dataclass(frozen=True)

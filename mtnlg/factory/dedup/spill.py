@@ -26,8 +26,11 @@ class Spill:
         entries = entries[np.argsort(parts, kind="stable")]
         ends = np.cumsum(np.bincount(parts))
         for part in np.unique(parts):
-            with files.writing(self._path), open(self._path / str(part), "ab") as file:
-                file.write(entries[ends[part - 1] if part else 0 : ends[part]].tobytes())
+            self._append(self._path / str(part), entries[ends[part - 1] if part else 0 : ends[part]])
+
+    def _append(self, path: pathlib.Path, entries: np.ndarray) -> None:
+        with files.writing(path), open(path, "ab") as file:
+            file.write(entries.tobytes())
 
     def parts(self) -> Iterator[np.ndarray]:
         """The entries of each part, in the order in which they were added. What was given is gone from the disk."""
@@ -38,3 +41,22 @@ class Spill:
                 os.unlink(path)
                 yield entries
         self._path.rmdir()
+
+
+class SpilledSet(Spill):
+    """Each entry once, sorted. On the disk are at most twice as many as differ, or _PART_BYTES of each part."""
+
+    def __init__(self, path: pathlib.Path, dtype, num_entries: int):
+        super().__init__(path, dtype, num_entries)
+        self._most: dict[pathlib.Path, int] = {}  # bytes at which doubles are dropped, of parts that have been so large
+
+    def _append(self, path: pathlib.Path, entries: np.ndarray) -> None:
+        super()._append(path, entries)
+        if path.stat().st_size > self._most.get(path, _PART_BYTES):
+            left = np.unique(np.fromfile(path, self._dtype))
+            self._most[path] = max(2 * left.nbytes, _PART_BYTES)
+            with files.writing(path):
+                left.tofile(path)
+
+    def parts(self) -> Iterator[np.ndarray]:
+        yield from map(np.unique, super().parts())

@@ -45,13 +45,19 @@ class Decontaminate:
         """Raises ConfigError, and what `ngrams.read` and `passes.run` raise."""
         read, output = Inputs(inputs), pathlib.Path(output)
         table = self._table()
-        passes.run(output / COUNTS, _counting(table), read, _Count(table), ".counts", machine)
-        rare = self._rare(table, output / COUNTS)
-        machine.say(f"{table.values.size} n-grams of {len(table.names)} tasks, {table.values.size - rare.values.size} of them common")
-        known = {"sha256": rare.sha256(), "n-grams": table.by_task(), "rare": rare.by_task()}
+        known = {"sha256": table.sha256(), "n-grams": table.by_task()}
         what = {"stage": "decontaminate", "options": dataclasses.asdict(self), "against": known}
-        work = stage.DocumentWork(functools.partial(_Step, self, rare))
-        return passes.run(output, what, read, work, stage.SUFFIX, machine)
+        work = stage.DocumentWork(functools.partial(self._step, table, output / COUNTS))
+        return passes.run(output, what, read, work, stage.SUFFIX, machine, functools.partial(self._prepare, table, read, output, machine))
+
+    def _prepare(self, table: Ngrams, read: Inputs, output: pathlib.Path, machine: Machine) -> Tally:
+        """The first pass; counts what is removed by the second."""
+        passes.run(output / COUNTS, _counting(table), read, _Count(table), ".counts", machine, whole=output)
+        rare, tally = self._rare(table, output / COUNTS), Tally()
+        machine.say(f"{table.values.size} n-grams of {len(table.names)} tasks, {table.values.size - rare.values.size} of them common")
+        for task, number in rare.by_task().items():
+            tally.count("n-grams to remove", task, number)
+        return tally
 
     def step(self, counts=None) -> stage.Step:
         """The second pass alone. counts: the folder `counts` of a run against the same tasks; None: no n-gram is common.
@@ -59,7 +65,10 @@ class Decontaminate:
         Raises ConfigError (other tasks or numbers of words), and what `ngrams.read` raises.
         """
         table = self._table()
-        return _Step(self, table if counts is None else self._rare(table, pathlib.Path(counts)))
+        return _Step(self, table) if counts is None else self._step(table, pathlib.Path(counts))
+
+    def _step(self, table: Ngrams, counts: pathlib.Path) -> stage.Step:
+        return _Step(self, self._rare(table, counts))
 
     def _table(self) -> Ngrams:
         if not self.against:
