@@ -47,7 +47,8 @@ def parse(record: Record, text_field: str = "text") -> dict:
     if record.fault:
         raise Unreadable(record.fault)
     try:
-        document = json.loads(record.content, parse_constant=_refuse_constant, parse_float=_finite)
+        content = record.content.decode("utf-8-sig")  # json, left to itself, takes half characters in bytes for UTF-8
+        document = json.loads(content, parse_constant=_refuse_constant, parse_float=_finite)
     except UnicodeDecodeError:
         raise Unreadable("invalid utf-8") from None
     except (ValueError, RecursionError):
@@ -65,7 +66,7 @@ def parse(record: Record, text_field: str = "text") -> dict:
     id = record.where if document.get("id") is None else str(document["id"])
     found = {"id": id, "text": document["text"], "source": record.source}
     found |= {key: value for key, value in document.items() if key not in ("id", "text")}
-    if b"\\u" in record.content:  # only an escape can write half a character
+    if b"\\u" in record.content:  # in UTF-8 only an escape can write half a character
         try:
             line(found)
         except UnicodeEncodeError:

@@ -27,7 +27,7 @@ CAME_TOO = {
 
 
 EXTRACT = """
-import json, pathlib, resource, sys, time
+import json, pathlib, re, resource, sys, time
 from corpora import read, run
 
 if __name__ == "__main__":
@@ -35,7 +35,9 @@ if __name__ == "__main__":
         start, output = time.monotonic(), root.with_name(root.name + ".out")
         reasons = list(run("extract", str(root), output).counts.get("unreadable", {}))
         seconds = time.monotonic() - start
-        megabytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1000
+        # ru_maxrss begins with that of pytest
+        own = int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+        megabytes = max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1000
         found = {document["id"]: document["text"][:200] for document in read(output)}
         print(json.dumps({"name": root.name, "reasons": reasons, "found": found, "seconds": seconds, "megabytes": megabytes}))
 """

@@ -110,6 +110,7 @@ HOSTILE = {
     b'{"id": 1}': "no text",
     b'{"text": 1}': "no text",
     b'{"text": "\xff"}': "invalid utf-8",
+    b'{"text": "abc \xed\xa0\x80"}': "invalid utf-8",  # CESU-8
     b'{"text": "\\ud800"}': "lone surrogates",
     b'{"text": "a", "b": "\\udc00"}': "lone surrogates",
     b'{"text": "a", "b": NaN}': "not JSON",

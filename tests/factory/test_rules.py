@@ -3,8 +3,8 @@
 import collections
 import itertools
 import re
-import time
 
+import growth
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -167,10 +167,14 @@ def test_no_rule_raises(text, name):
     "rule", [rules.c4, rules._lines_of_gopher, rules._duplicates_of_gopher, rules._ngrams_of_gopher, rules._words_of_gopher]
 )
 def test_time_grows_with_length_alone(unit, rule):
-    def seconds(length):
-        text = unit * (length // len(unit))
-        start = time.process_time()
-        rule(text, Tally()) if rule is rules.c4 else rule(text)
-        return time.process_time() - start
+    growth.require_linear(lambda text: rule(text, Tally()) if rule is rules.c4 else rule(text), growth.repeated(unit), 50_000)
 
-    assert seconds(1_000_000) < 10 * seconds(250_000) + 0.1
+
+def test_time_of_the_sentences_of_c4_grows_with_length_alone():
+    """A line that is kept, with an end of a sentence in it that is none however long it is."""
+    growth.require_linear(lambda text: rules.c4(text, Tally()), lambda length: f"{'one two three four ' * 9}{'!' * length}a b c d.", 1_000)
+
+
+@given(st.text(alphabet="a.!? \n\"”’'", max_size=30))
+def test_sentences_are_those_of_whole_runs_of_marks(text):
+    assert len(rules._SENTENCE_END.findall(text)) == len(re.findall(r"[.!?]+[\"”']?(?=\s|\Z)", text))

@@ -23,7 +23,7 @@ _LATEX_START = re.compile(r"\\begin\s?\{document\}")
 _LATEX_END = re.compile(r"\\end\s?\{document\}")
 _LATEX_BIBLIOGRAPHY = re.compile(r"\\begin\s?\{thebibliography\}|^[^\S\n]*\\bibliography\s?\{", re.MULTILINE)
 _REFERENCES = re.compile(
-    r"^[^\S\n]*(?:#{1,6} ?)?(?:\d{1,2}\.? )?(?:references|bibliography)[^\S\n]*:?[^\S\n]*$", re.IGNORECASE | re.MULTILINE
+    r"^[^\S\n]*(?:#{1,6} ?)?(?:\d{1,2}\.? )?(?:references|bibliography)[^\S\n]*+:?[^\S\n]*+$", re.IGNORECASE | re.MULTILINE
 )
 _APPENDIX = re.compile(r"^[^\S\n]*(?:\\appendix\b|#{1,6} ?append)", re.IGNORECASE | re.MULTILINE)
 _OUTER_EMPTY_LINES = re.compile(r"\A\ufeff*(?:[^\S\n]*\n)*")

@@ -22,7 +22,7 @@ C4_MIN_SENTENCES, C4_MIN_WORDS = 3, 5
 _ALPHABETIC = re.compile(r"[^\W\d_]")
 _PARAGRAPHS = re.compile(r"\n{2,}")
 _CITATION = re.compile(r"\[(?:\d{1,4}|edit|citation needed)\]")
-_SENTENCE = re.compile(r"[.!?]+[\"”']?(?=\s|\Z)")
+_SENTENCE_END = re.compile(r"[.!?][\"”']?(?=\s|\Z)")
 
 
 def gopher(text: str, tally: Tally) -> str | Drop:
@@ -116,7 +116,7 @@ def c4(text: str, tally: Tally) -> str | Drop:
         else:
             kept.append(line)
     kept = "\n".join(kept)
-    if len(_SENTENCE.findall(kept)) < C4_MIN_SENTENCES:
+    if len(_SENTENCE_END.findall(kept)) < C4_MIN_SENTENCES:
         return Drop(f"c4: fewer than {C4_MIN_SENTENCES} sentences")
     return kept
 
