@@ -3,8 +3,8 @@
 COMMAND: MTNLG_CORPORA=/data/raw python -m mtnlg data build --config=configs/data/mtnlg.py --output=/data/mtnlg, and then
 python -m mtnlg train --config=configs/mtnlg_530b.py --config.data.source=/data/mtnlg/Books3,... in the order of that config.
 In MTNLG_CORPORA lie a folder for each set, named as below (WARC for the two snapshots of Common Crawl, JSONL or Parquet for the
-others), `tasks` with the evaluation tasks as JSONL, `quality.npz` made by python -m mtnlg data train-quality, and `gpt2` with the
-tokenizer's files. One that lies elsewhere: --set NAME-raw.inputs=PATH. `--dry-run` says what is missing.
+others), `tasks` with the evaluation tasks as JSONL, and `gpt2` with the tokenizer's files. One that lies elsewhere: --set
+NAME-raw.inputs=PATH. `--dry-run` says what is missing.
 
 Of duplicates the one in the first set is kept. The paper keeps the better one, without printing its order: this is by how often
 each set is read there.
@@ -16,6 +16,7 @@ from mtnlg.factory.graph import Graph
 
 ROOT = os.environ.get("MTNLG_CORPORA", "corpora")
 
+GOOD = ("OpenWebText2", "Wikipedia", "Books3")  # what pages are judged by
 CRAWLED = ("CC-2020-50", "CC-2021-04")  # whole snapshots: pages, of which few are worth reading
 WEB = ("OpenWebText2", "RealNews", "Pile-CC", "CC-Stories", *CRAWLED)
 FIXES = {"Gutenberg": "gutenberg", "RealNews": "realnews", "CC-Stories": "stories", "GitHub": "code", "ArXiv": "paper"}
@@ -46,8 +47,10 @@ def get_graph():
         fixes = (f"all:{FIXES[name]}",) if name in FIXES else ()
         graph.add(f"{name}-clean", stage="clean", inputs=[f"{name}-raw"], min_chars=512, fixes=fixes)
         if name in WEB:
-            quality = f"{ROOT}/quality.npz" if name in CRAWLED else ""
+            quality = "@quality" if name in CRAWLED else ""
             graph.add(f"{name}-good", stage="filter", inputs=[f"{name}-clean"], languages=("en",), quality=quality, alpha=3.0)
+    crawled = tuple(f"@{name}-clean" for name in CRAWLED)
+    graph.add("quality", stage="train-quality", inputs=[f"{name}-clean" for name in GOOD], negative=crawled)
     kept = [f"{name}-good" if name in WEB else f"{name}-clean" for name in SETS]
     graph.add("dedup", stage="dedup", inputs=kept, min_jaccard=0.8)
     graph.add("decontaminate", stage="decontaminate", inputs=["dedup"], against=(f"{ROOT}/tasks",), max_words=13, min_words=8)

@@ -28,7 +28,6 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "build": Command("data_build", "a whole graph of stages, as configs/data/demo.py writes it down"),
-    "train-quality": Command("data_quality", "a classifier of quality from good and bad documents"),
     "blend": Command("data_blend", "how often a run with these weights reads each source", takes_config=True),
     "show": Command("data_show", "a store of tokens, and its documents as ids and text"),
     "verify": Command("data_verify", "whether a store of tokens is whole"),

@@ -77,7 +77,7 @@ def run(
     """
     inputs.require_outside(path)
     files.make_folder(path)
-    with lock.held(path / "lock", lambda owner: refuse_busy(path, owner)):
+    with lock.held(path / "lock", lambda owner: _refuse_busy(path, owner)):
         journal = Journal(path, what | {"inputs": inputs.identity()}, whole)
         if journal.is_done:
             machine.say(f"{path}: already there, used as it is")
@@ -86,6 +86,24 @@ def run(
             total = _go_on(journal, what["stage"], inputs, work, suffix, machine, prepare, finish)
         _delete_replaced(path, suffix)
         return total
+
+
+def run_alone(path: pathlib.Path, what: dict, machine: Machine, make: Callable[[Tally], tuple[int, list[dict]]]) -> Tally:
+    """A stage that works in this process alone; killed, it begins again.
+
+    what: as in `run`, with the inputs. make: counts into a tally, and gives (records read, a `folder.part` for each file it wrote).
+    Raises what `Journal` and `make` raise; CannotWrite when another process writes there.
+    """
+    files.make_folder(path)
+    with lock.held(path / "lock", lambda owner: _refuse_busy(path, owner)):
+        journal = Journal(path, what)
+        if journal.is_done:
+            machine.say(f"{path}: already there, used as it is")
+            return Tally(**folder.read(path)["tally"])
+        start, tally = time.monotonic(), Tally()
+        num_records, parts = make(tally)
+        journal.end(parts, {"records": num_records, "seconds": round(time.monotonic() - start, 1), "tally": tally.as_json()})
+        return tally
 
 
 def _delete_replaced(path: pathlib.Path, suffix: str) -> None:
@@ -97,7 +115,7 @@ def _delete_replaced(path: pathlib.Path, suffix: str) -> None:
                 left.unlink()
 
 
-def refuse_busy(path: pathlib.Path, owner: str) -> None:
+def _refuse_busy(path: pathlib.Path, owner: str) -> None:
     """Raises CannotWrite."""
     raise CannotWrite(f"{owner} is writing there", str(path), "waiting for it, or another --output")
 

@@ -36,6 +36,7 @@ STAGES = {
     ),
     "clean": Entry("text.clean", "Clean", "repair encodings and white space, leave out what is too short"),
     "filter": Entry("text.filter", "Filter", "keep documents by language, quality, fields and heuristics"),
+    "train-quality": Entry("text.train_quality", "TrainQuality", "learn what `filter --quality` scores by, from good and other documents"),
     "dedup": Entry("dedup.dedup", "Dedup", "leave out documents that are there already, or nearly"),
     "decontaminate": Entry("tasks.decontaminate", "Decontaminate", "remove what evaluation tasks have too"),
     "annotate": Entry("text.annotate", "Annotate", "write language, quality, words and tags beside the texts"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mtnlg.cli.data import main
 from mtnlg.core.errors import ConfigError, DataError, MissingInput
-from mtnlg.factory import registry
+from mtnlg.factory import folder, registry
 from mtnlg.factory.text import filter as filters
 from mtnlg.factory.text import language, quality, where
 
@@ -150,10 +150,11 @@ def kind(texts, name, number=150):
 @pytest.fixture
 def classifier(corpus, tmp_path, capsys):
     paths = corpus(kind(GOOD, "g"), "good.jsonl"), corpus([*kind(BAD, "b"), b"{"], "bad.jsonl")
-    assert main(["train-quality", f"--positive={paths[0]}", f"--negative={paths[1]}", f"--output={tmp_path / 'q.npz'}"]) == 0
-    told = capsys.readouterr().out
-    assert "accuracy 1.0000, AUC 1.0000" in told and "unreadable 1 records" in told
-    return str(tmp_path / "q.npz")
+    assert main(["train-quality", f"--input={paths[0]}", f"--negative={paths[1]}", f"--output={tmp_path / 'quality'}"]) == 0
+    assert "accuracy 1.0000, AUC 1.0000" in capsys.readouterr().err
+    said = folder.read(tmp_path / "quality")
+    assert said["tally"]["counts"]["documents"]["unreadable"] == 1 and [part["name"] for part in said["parts"]] == ["quality.npz"]
+    return str(tmp_path / "quality")
 
 
 def test_quality_is_learnt_and_kept_by(classifier, corpus, tmp_path):
@@ -176,7 +177,7 @@ def test_quality_is_learnt_and_kept_by(classifier, corpus, tmp_path):
 def test_another_classifier_is_another_stage(classifier, corpus, tmp_path):
     path = corpus(kind(GOOD, "g"))
     run("filter", path, tmp_path / "out", quality=classifier)
-    quality.Classifier(np.zeros(1 << 20, np.float32), 0.0).save(classifier)
+    quality.Classifier(np.zeros(1 << 20, np.float32), 0.0).save(f"{classifier}/quality.npz")
     with pytest.raises(ConfigError, match="quality .* there, .* now"):
         run("filter", path, tmp_path / "out", quality=classifier)
 

@@ -28,7 +28,7 @@ def test_mtnlg_lacks_nothing_but_its_texts(monkeypatch, tmp_path):
     for path in {one for node in mtnlg.nodes for one in node.inputs if one.startswith(str(tmp_path))}:
         pathlib.Path(path).mkdir()
     assert [problem for problem in graphs.problems(mtnlg) if str(tmp_path) not in problem] == []
-    assert len(mtnlg.nodes) == 15 + 15 + 6 + 2 + 15 + 15
+    assert len(mtnlg.nodes) == 15 + 15 + 1 + 6 + 2 + 15 + 15
     (dedup,) = [node for node in mtnlg.nodes if node.name == "dedup"]
     assert len(mtnlg.before(dedup)) == 15
 

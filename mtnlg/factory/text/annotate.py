@@ -27,14 +27,14 @@ class Annotate:
     """Writes fields beside the texts; the texts stay as they are."""
 
     with_: tuple[str, ...] = key(("language",), "of language, quality, words, tags and package.module:maker")
-    quality: str = key("", "a classifier of train-quality, for the annotator quality")
+    quality: str = key("", "the folder of train-quality, for the annotator quality")
 
     def check(self) -> None:
         """Raises ConfigError, MissingInput and DataError."""
         for name in self.with_:
             _maker(name)
         if "quality" in self.with_ and not self.quality:
-            raise ConfigError("quality needs a classifier", "stage annotate", "quality=FILE.npz of python -m mtnlg data train-quality")
+            raise ConfigError("quality needs a classifier", "stage annotate", "quality=FOLDER of python -m mtnlg data train-quality")
         if self.quality:
             Classifier.load(self.quality)
 

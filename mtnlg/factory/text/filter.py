@@ -22,7 +22,7 @@ class Filter:
 
     where: tuple[str, ...] = key((), "FIELD=VALUE, FIELD<NUMBER or FIELD>NUMBER, all of which hold; FIELD goes down with dots")
     rules: tuple[str, ...] = key((), f"heuristics for English: {', '.join(RULES)}")
-    quality: str = key("", "a classifier of train-quality, whose score is written as the field quality; none: not looked at")
+    quality: str = key("", "the folder of train-quality, whose score is written as the field quality; none: not looked at")
     alpha: float = key(3.0, "a document is kept if a number of the Pareto distribution with this alpha is larger than 1 - quality")
     languages: tuple[str, ...] = key((), "ISO 639-1 codes that are kept, written as the field language; none: not looked at")
 

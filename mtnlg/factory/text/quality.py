@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtnlg.core import extras, files
-from mtnlg.core.errors import ConfigError, DataError, MissingInput
+from mtnlg.core.errors import DataError, MissingInput
 from mtnlg.factory import documents, words
 from mtnlg.factory.documents import Unreadable
 from mtnlg.factory.inputs import Inputs
 
 FIELD = "quality"
+NAME = "quality.npz"  # in the folder of train-quality
 DIGITS = 4  # of a score
 HELD_OUT = 10  # one document in so many is kept from training
 _BITS = 20
@@ -49,17 +50,17 @@ class Classifier:
 
     @classmethod
     def load(cls, path) -> "Classifier":
-        """Raises MissingInput, DataError."""
-        cure = "a file made by python -m mtnlg data train-quality"
+        """path: a file, or the folder of train-quality. Raises MissingInput, DataError."""
+        cure = "a folder that python -m mtnlg data train-quality wrote"
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(_file(path), allow_pickle=False) as file:
                 if str(file["format"]) != _FORMAT or file["coefficients"].shape != (1 << _BITS,):
                     raise ValueError("of another kind")
                 return cls(file["coefficients"], float(file["intercept"]))
         except OSError as error:
             raise MissingInput(f"cannot be read: {error.strerror}", str(path), cure) from None
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"no classifier of quality: {error}", str(path), cure) from None
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+            raise DataError("this is no classifier of quality", str(path), cure) from None
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,16 @@ def tenth(score: float) -> str:
 
 
 def sha256(path) -> str:
-    """Of a file. Raises MissingInput."""
+    """Of a classifier's file. Raises MissingInput."""
     try:
-        return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+        return hashlib.sha256(_file(path).read_bytes()).hexdigest()
     except OSError as error:
         raise MissingInput(f"cannot be read: {error.strerror}", str(path), "python -m mtnlg data train-quality") from None
+
+
+def _file(path) -> pathlib.Path:
+    found = pathlib.Path(path)
+    return found / NAME if found.is_dir() else found
 
 
 def features(text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -98,17 +104,14 @@ def train(positive: tuple[str, ...], negative: tuple[str, ...], num_epochs: int)
     """Reads as many good documents as bad ones: when the fewer end, the others are left. Documents of several paths take turns.
 
     Memory does not grow with the inputs, but for 16 bytes a document that is held out. The same inputs give the same classifier.
-    Raises ConfigError, MissingInput, DataError.
+    Raises MissingInput, DataError.
     """
     with extras.needed("data"):
         from sklearn.linear_model import SGDClassifier
         from sklearn.metrics import roc_auc_score
 
-    if not positive or not negative or num_epochs < 1:
-        what = "nothing to learn from" if num_epochs >= 1 else f"num_epochs={num_epochs}"
-        raise ConfigError(what, "train-quality", "--positive=PATH,... --negative=PATH,... --num_epochs=3")
     model = SGDClassifier(loss="log_loss", alpha=1e-6, average=True, random_state=0)
-    both = _Texts(positive, "--positive"), _Texts(negative, "--negative")
+    both = _Texts(positive, "--input"), _Texts(negative, "--negative")
     num_trained = 0
     for _ in range(num_epochs):
         for pairs in _batches(zip(both[0].read(False), both[1].read(False), strict=False), _BATCH):
@@ -116,11 +119,11 @@ def train(positive: tuple[str, ...], negative: tuple[str, ...], num_epochs: int)
             model.partial_fit(_matrix(texts), [1, 0] * len(pairs), classes=[0, 1])
             num_trained += len(texts)
     if not num_trained:
-        raise DataError("no document of one kind can be read", "--positive, --negative", "files with a `text` in each line")
+        raise DataError("no document of one kind can be read", "--input, --negative", "files with a `text` in each line")
     classifier = Classifier(model.coef_[0].astype(np.float32), float(model.intercept_[0]))
     scores = np.array([[classifier(good), classifier(bad)] for good, bad in zip(both[0].read(True), both[1].read(True), strict=False)])
     if not scores.size:
-        return Trained(classifier, num_trained // num_epochs, 0, float("nan"), float("nan"), both[0].unreadable + both[1].unreadable)
+        raise DataError("too few documents to hold one of each kind out", "--input, --negative", "more documents")
     accuracy = ((scores[:, 0] > 0.5).mean() + (scores[:, 1] <= 0.5).mean()) / 2
     auc = roc_auc_score(np.tile([1, 0], len(scores)), scores.ravel())
     unreadable = both[0].unreadable + both[1].unreadable

@@ -2,13 +2,11 @@
 
 import dataclasses
 import pathlib
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from mtnlg.core import files, lock
 from mtnlg.core.errors import ConfigError, DataError
 from mtnlg.core.schema import key
 from mtnlg.corpus import split as splits
@@ -95,22 +93,16 @@ def _run(name: str, options, inputs: tuple[str, ...], path: pathlib.Path, machin
     tokenizer = _tokenizer(inputs)
     stores = {one: tokens.open_store(source, tokenizer) for one, source in zip(splits.names(inputs), inputs, strict=True)}
     what = {"stage": name, "options": dataclasses.asdict(options), "inputs": [_identity(source) for source in inputs]}
-    files.make_folder(path)
-    with lock.held(path / "lock", lambda owner: passes.refuse_busy(path, owner)):
-        journal = folder.Journal(path, what)
-        if journal.is_done:
-            machine.say(f"{path}: already there, used as it is")
-            return Tally(**folder.read(path)["tally"])
-        start, tally = time.monotonic(), Tally()
+
+    def make(tally: Tally) -> tuple[int, list[dict]]:
         for one, store in stores.items():
             counts = {"documents": store.num_documents, "bytes": store.sidecar["num_bytes"], "tokens": store.num_tokens}
             for unit, number in counts.items():
                 tally.count(f"{unit} read", one, number)
                 tally.count(f"{unit} written", one, number)  # all of them, somewhere
-        parts = write(stores, tokenizer, path, tally)
-        records = sum(store.num_documents for store in stores.values())
-        journal.end(parts, {"records": records, "seconds": round(time.monotonic() - start, 1), "tally": tally.as_json()})
-        return tally
+        return sum(store.num_documents for store in stores.values()), write(stores, tokenizer, path, tally)
+
+    return passes.run_alone(path, what, machine, make)
 
 
 def _tokenizer(inputs: tuple[str, ...]) -> Tokenizer:
