@@ -16,7 +16,7 @@ PAIR = np.dtype([("first", "<u4"), ("second", "<u4")])  # numbers of documents, 
 SAME, NEAR, NUMBERS, ENDS = "same", "near", "numbers", "ends"
 FEW = 9  # documents of a bucket, of which every two are compared
 _MAX_DOCUMENTS = 2**31 - 1  # what `duplicates` can pack
-_CHUNK = 1 << 16  # rows
+_CHUNK = 1 << 15  # rows
 _TEXT = np.dtype([("hash", "<u8"), ("number", "<u4")])
 
 
