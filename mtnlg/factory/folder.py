@@ -6,6 +6,7 @@ was killed goes on behind the last of them, and ends with the same bytes as one 
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 
 from mtnlg.core import files
 from mtnlg.core.errors import ConfigError, DataError
+from mtnlg.factory.tally import Tally
 
 DONE = "stage.json"
 JOURNAL = "journal.jsonl"
@@ -82,8 +84,9 @@ def making(path: pathlib.Path, of: dict) -> Iterator[pathlib.Path]:
 
 
 class Journal:
-    """Of one stage in its folder. `parts`: what is known of every part that is whole, in order; tallies only of those found there, until
-    they are taken: in memory they would grow with the corpus. whole: the folder of the stage, if this is that of an inner pass.
+    """Of one stage in its folder. `parts`: what is known of every part that is whole, in order. `tally`: of all those found there; the
+    tallies of parts stay on the disk, for in memory they would grow with the corpus. whole: the folder of the stage, if this is that of
+    an inner pass.
 
     Raises OtherWritten, DataError, CannotWrite, TemporaryFailure.
     """
@@ -93,37 +96,62 @@ class Journal:
         self._what = json.loads(json.dumps(what))  # as it will be read
         files.make_folder(path)
         self.is_done = (path / DONE).exists()
-        lines = [self._what, *read(path)["parts"]] if self.is_done else self._lines()
-        held = read(path) if self.is_done else (lines[0] if lines else self._what)
-        if self.is_done or len(lines) > 1:  # a folder that no part has come to belongs to whoever comes
-            self._require_same(held)
-        self.parts = lines[1:]
+        self.parts, self.tally = [], Tally()
         if self.is_done:
+            self._require_same(held := read(path))
+            self.parts = held["parts"]
             require_whole(path)
             (path / JOURNAL).unlink(missing_ok=True)  # left behind by a kill at the very end
         else:
             self._begin()
 
-    def _lines(self) -> list[dict]:
-        """Whole lines; a kill may have left a part of one."""
-        try:
-            content = (self.path / JOURNAL).read_bytes()
-        except FileNotFoundError:
-            return []
-        try:
-            return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
-        except ValueError as error:
-            raise DataError(f"the journal is damaged: {error}", str(self.path / JOURNAL), f"delete {self._whole} and start again") from None
+    def _begin(self) -> None:
+        held, num_bytes = None, 0
+        for end, entry in self._entries():
+            num_bytes = end
+            if held is None:
+                held = entry
+            else:
+                self.tally.add(Tally(**entry.pop("tally")))
+                self.parts.append(entry)
+        if self.parts:
+            self._require_same(held)
+            with files.writing(self.path / JOURNAL):
+                os.truncate(self.path / JOURNAL, num_bytes)
+        else:  # a folder that no part has come to belongs to whoever comes
+            files.write_atomic(self.path / JOURNAL, line(self._what))
+        self._file = files.AppendFile(self.path / JOURNAL)
+
+    def _entries(self) -> Iterator[tuple[int, dict]]:
+        """(where it ends, the entry) of each whole line, one in memory at a time; a kill may have left a part of one. Raises DataError."""
+        path, end = self.path / JOURNAL, 0
+        if not path.exists():
+            return
+        with open(path, "rb") as file:
+            for content in file:
+                if not content.endswith(b"\n"):
+                    return
+                end += len(content)
+                try:
+                    entry = json.loads(content)
+                except ValueError as error:
+                    raise DataError(f"the journal is damaged: {error}", str(path), f"delete {self._whole} and start again") from None
+                yield end, entry
+
+    def write_quarantine(self) -> None:
+        """What was set aside of every part, as the journal has it. The same again after a kill. Raises CannotWrite, TemporaryFailure."""
+        named = (line(one) for _, entry in self._entries() for one in entry.get("tally", {}).get("quarantine", ()))
+        if (first := next(named, None)) is not None:
+            path = self.path / QUARANTINE
+            with files.writing(path):
+                files.write_synced(files.draft(path), itertools.chain([first], named))
+                os.replace(files.draft(path), path)
 
     def _require_same(self, held: dict) -> None:
         differing = [key for key in self._what if held.get(key) != self._what[key]]
         if differing:
             shown = "; ".join(one for key in differing for one in _differences(key, held.get(key), self._what[key]))
             raise OtherWritten(f"something else is written there: {shown}", str(self.path), f"another --output, or delete {self._whole}")
-
-    def _begin(self) -> None:
-        files.write_atomic(self.path / JOURNAL, b"".join(map(line, [self._what, *self.parts])))
-        self._file = files.AppendFile(self.path / JOURNAL)
 
     def part_path(self, suffix: str) -> pathlib.Path:
         """Of the next part."""

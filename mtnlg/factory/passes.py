@@ -124,9 +124,7 @@ def _go_on(
     journal: Journal, name: str, inputs: Inputs, work: Callable, suffix: str, machine: Machine, prepare: Callable, finish: Callable
 ) -> Tally:
     start = time.monotonic() - sum(part["seconds"] for part in journal.parts) - _seconds_before(journal.path)
-    total = prepare()
-    for part in journal.parts:
-        total.add(Tally(**part.pop("tally")))
+    total, of_parts = prepare(), journal.tally
     place = Place(*journal.parts[-1]["place"]) if journal.parts else Place()
     if journal.parts:
         machine.say(f"{journal.path}: goes on behind part {len(journal.parts)}, record {place.number}")
@@ -139,13 +137,14 @@ def _go_on(
             part.add(result, num_bytes)
             bar.update(num_bytes)
             if part.num_read >= machine.part_bytes:
-                total.add(part.close(journal, place))
+                of_parts.add(part.close(journal, place))
                 part = _Part(journal.part_path(suffix))
     if part.num_read:
-        total.add(part.close(journal, place))
+        of_parts.add(part.close(journal, place))
     else:
         part.discard()
-    _write_quarantine(journal.path, total)
+    total.add(of_parts)
+    journal.write_quarantine()
     _require_documents(total, place.number, journal.path)
     parts = finish(journal.parts)
     journal.end(parts, {"records": place.number, "seconds": round(time.monotonic() - start, 1), "tally": total.as_json()})
@@ -227,11 +226,6 @@ def _require_documents(total: Tally, num_records: int, path: pathlib.Path) -> No
         reason, number = reasons.most_common(1)[0]
         cure = f"other inputs or options, after deleting {path}"
         raise DataError(f"none of {num_records} records can be read, {number} of them: {reason}", str(path / folder.QUARANTINE), cure)
-
-
-def _write_quarantine(path: pathlib.Path, total: Tally) -> None:
-    if total.quarantine:
-        files.write_atomic(path / folder.QUARANTINE, b"".join(folder.line(entry) for entry in total.quarantine))
 
 
 def _bar(name: str, inputs: Inputs, machine: Machine):

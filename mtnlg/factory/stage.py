@@ -58,7 +58,7 @@ def setting_aside(tally: Tally, where: str, content: bytes) -> Iterator[None]:
         raise
     except Exception as error:
         tally.set_aside(where, f"{FAILED}{type(error).__name__} in {_place(error)}", _begins(content))
-        tally.sample(FAILED, {"where": where, "error": documents.shown(str(error))})
+        tally.sample(FAILED, {"where": where, "error": str(error)})
 
 
 def apply(step: Step, document: dict, tally: Tally) -> list[dict]:
@@ -69,7 +69,7 @@ def apply(step: Step, document: dict, tally: Tally) -> list[dict]:
     made = step(document, tally)
     if isinstance(made, Drop):
         tally.count("dropped", made.reason)
-        tally.sample(f"dropped, {made.reason}", {"id": document["id"], "text": documents.shown(document["text"])})
+        tally.sample(f"dropped, {made.reason}", {"id": document["id"], "text": document["text"]})
         return []
     for one in made:
         tally.count("documents written", source)
@@ -88,7 +88,7 @@ def run(path, stage: str, options, inputs: Inputs, make_step: Callable[[], Step]
 
 
 def _begins(content: bytes) -> str:
-    return documents.shown(content[: 4 * documents.SHOWN_CHARS].decode(errors="backslashreplace"))
+    return content[: 4 * documents.SHOWN_CHARS].decode(errors="backslashreplace")
 
 
 def _place(error: Exception) -> str:

@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import pytest
 from corpora import content, read, run
 
 from mtnlg.core.errors import CannotWrite, ConfigError, DataError, MissingInput
 from mtnlg.factory import folder, stage
+from mtnlg.factory import tally as tallies
 from mtnlg.factory.inputs import Inputs
 from mtnlg.factory.passes import Machine
+from mtnlg.factory.tally import Tally
 from mtnlg.factory.text.clean import Clean
 
 DOCUMENTS = [{"id": str(n), "text": f"Document {n} says  what it\u00a0has to say. " * (1 + n % 7)} for n in range(300)]
@@ -288,3 +291,52 @@ def test_an_output_inside_an_input_is_refused(corpus, tmp_path):
     corpus(DOCUMENTS)
     with pytest.raises(ConfigError, match="lies in the input"):
         clean(str(tmp_path), tmp_path / "out")
+
+
+SET_ASIDE_KILLED = KILLED.replace("folder.Journal.add = add_or_die", "folder.Journal.end = lambda *_: os.kill(os.getpid(), 9)")
+
+
+def test_what_is_set_aside_is_named_part_by_part_whatever_is_killed(corpus, tmp_path, monkeypatch):
+    """With a kill when the file is there and the stage has not ended, and one between the parts."""
+    monkeypatch.setattr(tallies, "MAX_QUARANTINED", 20)
+    path = corpus([*DOCUMENTS, *[b"{" * 20] * 3000])
+    total = clean(path, tmp_path / "whole")
+    named = (tmp_path / "whole" / "quarantine.jsonl").read_bytes()
+    assert len(total.quarantine) == 20 < len(named.splitlines()) < 3000 == total.counts["unreadable"].total()
+    monkeypatch.undo()
+    whole = clean(path, tmp_path / "all")
+    named = (tmp_path / "all" / "quarantine.jsonl").read_bytes()
+    assert len(whole.quarantine) == 1000 and len(named.splitlines()) == 3000
+    for name, script in (("a", SET_ASIDE_KILLED), ("b", KILLED)):
+        assert subprocess.run([sys.executable, "-c", script, path, str(tmp_path / name), "5"]).returncode == -signal.SIGKILL
+        assert clean(path, tmp_path / name).as_json() == whole.as_json()
+        assert (tmp_path / name / "quarantine.jsonl").read_bytes() == named
+
+
+def test_totals_are_right_however_many_sources(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(tallies, "MAX_KEYS", 20)
+    path = corpus([{"text": "t" * 50, "source": f"source {n % 100}", "id": n} for n in range(1000)])
+    totals = [clean(path, tmp_path / str(n), num_workers=n).as_json() for n in (1, 2)]
+    read = totals[0]["counts"]["documents read"]
+    assert totals[0] == totals[1] and sum(read.values()) == 1000 and len(read) <= 41 and read["(others)"] > 0
+
+
+def test_long_ids_and_sources_are_cut_in_what_is_said(corpus, tmp_path):
+    clean(corpus([{"text": "t", "id": f"{n}" * 10**6, "source": "s" * 10**6} for n in range(6)]), tmp_path / "out")
+    assert (tmp_path / "out" / folder.DONE).stat().st_size < 20_000
+
+
+def test_a_journal_is_read_line_by_line(corpus, tmp_path):
+    """Of many parts with large tallies one is in memory at a time."""
+    words = {f"word {n}": n for n in range(5000)}
+    known = [
+        folder.part(f"part-{n:05d}", "", 0) | {"place": (0, n, n), "seconds": 0, "tally": Tally({"words": words}).as_json()}
+        for n in range(40)
+    ]
+    (tmp_path / folder.JOURNAL).write_bytes(folder.line({"stage": "t"}) + b"".join(map(folder.line, known)))
+    tracemalloc.start()
+    journal = folder.Journal(tmp_path, {"stage": "t"})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(journal.parts) == 40 and journal.tally.counts["words"]["word 7"] == 280
+    assert peak < 4_000_000
