@@ -1,12 +1,14 @@
 """Times `mtnlg data dedup` next to datasketch (and datatrove, where it is installed), and its search for candidates alone.
 
+With --pages, how many copies it finds among so many pages of one template, and how many pairs it compares.
+
 All with 20 bands of 13 hashes over shingles of 5 lower-case words, one process each, reading the same JSONL; samples are fresh processes
 that take turns. datasketch compares the shingle sets of what shares a band and joins clusters, as we do, and writes nothing. datatrove
 writes what it keeps and compares no sets. The corpus is Python's own library, or --input.
 
 Needs `pip install datasketch spacy` (datatrove takes its words from spacy), which are no dependencies of the project.
 
-COMMAND: python -m benchmarks.dedup --input=a.jsonl.gz,b.jsonl, or python -m benchmarks.dedup --signatures=10000000
+COMMAND: python -m benchmarks.dedup --input=a.jsonl.gz,b.jsonl, or python -m benchmarks.dedup --signatures=10000000, or --pages=8000
 """
 
 import argparse
@@ -15,6 +17,7 @@ import itertools
 import json
 import os
 import pathlib
+import random
 import re
 import resource
 import subprocess
@@ -169,15 +172,44 @@ def time_candidates(number: int) -> None:
     print(f"{number} signatures: {seconds:.1f} s, peak {_peak_mb():.0f} MB (+{_peak_mb() - before:.0f}), {found}")
 
 
+def find_in_crowd(number: int) -> None:
+    """Pages of 200 shingles of which 176 are the template's, and a copy of every tenth with 10 words changed; all in any order."""
+    from mtnlg.factory.dedup import candidates
+
+    numbers = random.Random(0)
+    template = _new_words(numbers, 180)
+    pages = [template + _new_words(numbers, 24) for _ in range(number)]
+    copied = {f"copy {place}": page[:-10] + _new_words(numbers, 10) for place, page in enumerate(pages[::10])}
+    found = [*enumerate(pages), *copied.items()]
+    numbers.shuffle(found)
+    with tempfile.TemporaryDirectory() as name:
+        path = pathlib.Path(name) / "pages.jsonl"
+        path.write_bytes(b"".join(documents.line({"id": str(id), "text": " ".join(words)}) for id, words in found))
+        start = time.perf_counter()
+        left_out = ours((str(path),), pathlib.Path(name) / "out")
+        seconds = time.perf_counter() - start
+        num_pairs = os.path.getsize(pathlib.Path(name) / "out" / "candidates" / candidates.NEAR) / candidates.PAIR.itemsize
+    promised = 1 - (1 - (190 / 210) ** 13) ** 20
+    print(f"{len(left_out) / len(copied):.4f} of {len(copied)} copies (J 0.905) among {number} pages (J 0.786); formula: {promised:.4f}")
+    print(f"{num_pairs / len(found):.1f} comparisons a document, {seconds:.1f} s")
+
+
+def _new_words(numbers: random.Random, number: int) -> list[str]:
+    return [f"{word:x}" for word in numbers.sample(range(1 << 40), number)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", help="files and folders of JSONL (default: Python's own library)")
     parser.add_argument("--repeats", type=int, default=3, help="fresh processes of each program (default: 3)")
     parser.add_argument("--signatures", type=int, help="times the search for candidates among so many")
+    parser.add_argument("--pages", type=int, help="counts the copies found among so many pages of one template")
     parser.add_argument("--sample", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.signatures:
         time_candidates(options.signatures)
+    elif options.pages:
+        find_in_crowd(options.pages)
     elif options.sample:
         print(json.dumps(sample(options.sample, tuple(options.input.split(",")))))
     else:

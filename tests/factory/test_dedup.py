@@ -124,7 +124,7 @@ TEXTS = st.one_of(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(TEXTS, min_size=2, max_size=candidates.FEW), st.sampled_from([0.5, 0.8]), st.integers(1, 5))
 def test_it_is_what_looking_at_all_pairs_gives(texts, min_jaccard, num_words):
     bands = [signatures.band_keys(signatures.shingles([text], num_words))[0] for text in texts]
