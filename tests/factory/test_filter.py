@@ -232,3 +232,8 @@ def test_rules_shorten_and_count(corpus, tmp_path):
 
 def test_sources_whose_ids_restart_draw_other_numbers():
     assert len({filters.pareto(source, "1", 3.0) for source in "abc"}) == 3
+
+
+def test_too_few_documents_to_tell_how_good_a_classifier_is(corpus):
+    with pytest.raises(DataError, match="too few documents"):
+        quality.train((corpus([{"text": "a good one"}], "a.jsonl"),), (corpus([{"text": "a bad one"}], "b.jsonl"),), 1)

@@ -120,7 +120,9 @@ def train(positive: tuple[str, ...], negative: tuple[str, ...], num_epochs: int)
     classifier = Classifier(model.coef_[0].astype(np.float32), float(model.intercept_[0]))
     scores = np.array([[classifier(good), classifier(bad)] for good, bad in zip(both[0].read(True), both[1].read(True), strict=False)])
     if not scores.size:
-        return Trained(classifier, num_trained // num_epochs, 0, float("nan"), float("nan"), both[0].unreadable + both[1].unreadable)
+        raise DataError(
+            "too few documents: none is held out to tell how good it is", "--positive, --negative", "more documents of each kind"
+        )
     accuracy = ((scores[:, 0] > 0.5).mean() + (scores[:, 1] <= 0.5).mean()) / 2
     auc = roc_auc_score(np.tile([1, 0], len(scores)), scores.ravel())
     unreadable = both[0].unreadable + both[1].unreadable
