@@ -54,12 +54,12 @@ class Classifier:
         try:
             with np.load(path, allow_pickle=False) as file:
                 if str(file["format"]) != _FORMAT or file["coefficients"].shape != (1 << _BITS,):
-                    raise ValueError("of another kind")
+                    raise ValueError
                 return cls(file["coefficients"], float(file["intercept"]))
         except OSError as error:
             raise MissingInput(f"cannot be read: {error.strerror}", str(path), cure) from None
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"no classifier of quality: {error}", str(path), cure) from None
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+            raise DataError("no classifier of quality", str(path), cure) from None
 
 
 @dataclass(frozen=True)
