@@ -9,7 +9,11 @@ _ROUNDS = 6
 
 def splitmix64(x: np.ndarray) -> np.ndarray:
     """A bijective scrambling of uint64 (Steele, Lea and Flood 2014, the SplitMix64 finaliser)."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
+    return mixed(x + np.uint64(0x9E3779B97F4A7C15))
+
+
+def mixed(x: np.ndarray) -> np.ndarray:
+    """So that every bit of uint64 depends on all: the finaliser of SplitMix64 without its increment; 0 stays 0."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

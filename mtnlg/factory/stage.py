@@ -16,6 +16,7 @@ from mtnlg.factory.passes import Batch, Machine, Result
 from mtnlg.factory.tally import FAILED, Tally
 
 SUFFIX = ".jsonl.zst"
+_ROOT = pathlib.Path(__file__).parents[1]
 
 
 class Step(Protocol):
@@ -57,7 +58,7 @@ def setting_aside(tally: Tally, where: str, content: bytes) -> Iterator[None]:
     except MtnlgError:
         raise
     except Exception as error:
-        tally.set_aside(where, f"{FAILED}{type(error).__name__} in {_place(error)}", _begins(content))
+        tally.set_aside(where, f"{FAILED}{type(error).__name__} in {place(error)}", _begins(content))
         tally.sample(FAILED, {"where": where, "error": str(error)})
 
 
@@ -91,10 +92,13 @@ def _begins(content: bytes) -> str:
     return content[: 4 * documents.SHOWN_CHARS].decode(errors="backslashreplace")
 
 
-def _place(error: Exception) -> str:
-    """The line of code that raised."""
-    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
-    return f"{pathlib.Path(frame.f_code.co_filename).name}:{line}"
+def place(error: Exception) -> str:
+    """The line of code that raised; outside mtnlg, the last one in the file that mtnlg called, and not in what that file calls."""
+    lines = [(pathlib.Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    ours = max((number for number, (file, _) in enumerate(lines) if file.is_relative_to(_ROOT)), default=-1)
+    called = lines[ours + 1 :] or lines[-1:]
+    file, line = next(one for one in reversed(called) if one[0] == called[0][0])
+    return f"{file.name}:{line}"
 
 
 def _power_of_two(length: int) -> str:

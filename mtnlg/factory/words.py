@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mtnlg.data.order import mixed
+
 _ALONE = ((0x3040, 0x3100), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00), (0x20000, 0x40000))  # kana, Han
 _ALONE_BIT = 1 << 31
 _BLOCK_CHARS = 1 << 16  # whose words are hashed at once: what fits a core's cache
@@ -61,13 +63,6 @@ def runs_inside(texts: list[str], longest: int) -> Iterator[tuple[int, np.ndarra
         if n < longest:
             is_taken &= sizes[owner] == n
         yield n, values, owner, is_taken
-
-
-def mixed(values: np.ndarray) -> np.ndarray:
-    """So that every bit depends on all (Steele, Lea and Flood 2014, SplitMix64)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def _values(units: np.ndarray, starts: np.ndarray) -> np.ndarray:

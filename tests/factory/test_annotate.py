@@ -170,6 +170,32 @@ def test_wrong_options(options, error, what):
     assert what in str(raised.value)
 
 
+def test_an_annotator_whose_code_has_changed_is_noticed(corpus, tmp_path, monkeypatch):
+    path = corpus([{"text": "AH"}])
+    file = tmp_path / "mine_that_changes.py"
+    file.write_text("def make(options):\n    return lambda document, tally: {'a': 1}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for _ in range(2):
+        run("annotate", path, tmp_path / "out", **{"with": "mine_that_changes:make"})
+    file.write_text(file.read_text().replace("1", "2"))
+    with pytest.raises(ConfigError, match="mine_that_changes:make .* there, .* now"):
+        run("annotate", path, tmp_path / "out", **{"with": "mine_that_changes:make"})
+
+
+def test_annotators_that_fail_are_named_with_their_line(corpus, tmp_path, monkeypatch):
+    (tmp_path / "mine_that_fails.py").write_text(
+        "import json\n\ndef make(options):\n    return {}['a key']\n\ndef listing(options):\n    return lambda document, tally: []\n\n"
+        "def reading(options):\n    return lambda document, tally: json.loads(document['text'])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="mine_that_fails:make' cannot be made: KeyError in mine_that_fails.py:4: 'a key'"):
+        registry.make("annotate", {"with": "mine_that_fails:make"})
+    with pytest.raises(ConfigError, match="annotator mine_that_fails:listing gave list, not fields"):
+        run("annotate", corpus([{"text": "AH"}]), tmp_path / "list", **{"with": "mine_that_fails:listing"})
+    tally = run("annotate", corpus([{"text": "AH"}, {"text": "{}"}]), tmp_path / "out", **{"with": "mine_that_fails:reading"})
+    assert list(tally.counts["unreadable"]) == ["failed: JSONDecodeError in mine_that_fails.py:10"]
+
+
 def test_the_tallies_of_parts_are_not_held(corpus, tmp_path, monkeypatch):
     """They would grow with the corpus: 20,000 words of each part."""
     held = []

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mtnlg.core.errors import ConfigError
 from mtnlg.factory import registry
 from mtnlg.factory.documents import Drop
+from mtnlg.factory.passes import Machine
 from mtnlg.factory.tally import Tally
 from mtnlg.factory.text import fixes
 from mtnlg.factory.text.clean import Clean
@@ -236,3 +237,10 @@ def test_any_number_of_workers_writes_the_same_bytes(corpus, tmp_path):
         run("clean", path, tmp_path / str(workers), num_workers=workers, part_bytes=20_000, min_chars=10, fixes="corpus:stories")
     assert content(tmp_path / "1") == content(tmp_path / "2") == content(tmp_path / "4")
     assert read(tmp_path / "1")[0]["text"].startswith("café 0\n\nx")
+
+
+def test_a_source_of_a_fix_that_never_came_is_told(corpus, tmp_path, capsys):
+    step = Clean(min_chars=0, fixes=("bookz:gutenberg", "corpus:stories", "all:paper"))
+    step.run((corpus([{"text": "a"}]),), tmp_path / "out", Machine(progress=True))
+    told = capsys.readouterr().err
+    assert "no document came from the source 'bookz'" in told and told.count("no document") == 1

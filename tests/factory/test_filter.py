@@ -126,7 +126,7 @@ def test_no_condition_raises(value):
 def test_documents_are_kept_as_often_as_the_formula_says(alpha, score):
     """P(Pareto > 1 - s) = (2 - s)^-alpha, within four standard errors over 40,000 ids; numpy's sampler as a witness."""
     number, expected = 40_000, (2 - score) ** -alpha
-    kept = np.mean([filters.pareto(str(id), alpha) > 1 - score for id in range(number)])
+    kept = np.mean([filters.pareto("s", str(id), alpha) > 1 - score for id in range(number)])
     witness = np.mean(np.random.default_rng(1).pareto(alpha, number) > 1 - score)
     bound = 4 * math.sqrt(expected * (1 - expected) / number) + 1e-12
     assert abs(kept - expected) <= bound and abs(witness - expected) <= bound
@@ -168,7 +168,7 @@ def test_quality_is_learnt_and_kept_by(classifier, corpus, tmp_path):
     kept = read(tmp_path / "1")
     assert all(d["quality"] == scores(d["text"]) for d in kept)
     assert [d["id"] for d in kept] == [
-        d["id"] for d in [*kind(GOOD, "g"), *kind(BAD, "b")] if filters.pareto(d["id"], 3.0) > 1 - scores(d["text"])
+        d["id"] for d in [*kind(GOOD, "g"), *kind(BAD, "b")] if filters.pareto("corpus", d["id"], 3.0) > 1 - scores(d["text"])
     ]
     assert sum(d["id"][0] == "g" for d in kept) > 100 > 40 > sum(d["id"][0] == "b" for d in kept) > 5
     assert tally.counts["quality kept"].total() == len(kept)
@@ -210,7 +210,9 @@ def test_features_are_those_of_words_and_pairs():
         ({"rules": "gophre"}, ConfigError, "Try: gopher"),
         ({"where": "source"}, ConfigError, "no condition"),
         ({"where": "n<x"}, ConfigError, "no number"),
-        ({"alpha": 0}, ConfigError, "alpha"),
+        ({"alpha": 0, "quality": "q.npz"}, ConfigError, "alpha=0.0 is not above 0"),
+        ({}, ConfigError, "no condition is named"),
+        ({"alpha": 2, "languages": "en"}, ConfigError, "alpha=2.0 without quality"),
         ({"quality": "nowhere.npz"}, MissingInput, "train-quality"),
         ({"quality": __file__}, DataError, "no classifier"),
     ],
@@ -227,3 +229,12 @@ def test_rules_shorten_and_count(corpus, tmp_path):
     assert [d["text"] for d in read(tmp_path / "out")] == [text[5:]]
     assert tally.counts["changed"] == {"c4": 1} and tally.counts["lines left out"] == {"c4: no end of a sentence": 1}
     assert tally.counts["dropped"] == {"c4: a curly bracket": 1}
+
+
+def test_sources_whose_ids_restart_draw_other_numbers():
+    assert len({filters.pareto(source, "1", 3.0) for source in "abc"}) == 3
+
+
+def test_too_few_documents_to_tell_how_good_a_classifier_is(corpus):
+    with pytest.raises(DataError, match="too few documents"):
+        quality.train((corpus([{"text": "a good one"}], "a.jsonl"),), (corpus([{"text": "a bad one"}], "b.jsonl"),), 1)

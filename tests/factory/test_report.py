@@ -5,6 +5,7 @@ import pathlib
 import re
 
 import pytest
+from corpora import run
 
 from mtnlg.factory.report import charts, levels, page
 from mtnlg.factory.report.markup import Markup, tag
@@ -199,3 +200,11 @@ def test_the_summary_of_a_stage():
 
 def test_sizes():
     assert [size(n) for n in (0, 999, 1000, 12_345_678, 5e12)] == ["0 B", "999 B", "1.0 kB", "12.3 MB", "5.0 TB"]
+
+
+def test_of_very_many_sources_the_largest_are_named(corpus, tmp_path):
+    path = corpus([{"text": "t" * 9, "source": f"source-{n}"} for n in range(3000)])
+    run("clean", path, tmp_path / "out", min_chars=0)
+    page.write(tmp_path / "page.html", "many", [Ended.load(tmp_path / "out", "clean", (path,))])
+    text = (tmp_path / "page.html").read_text()
+    assert "2,900 others" in text and text.count("source-") < 500

@@ -74,7 +74,8 @@ def _rows(batch, names: list[str]) -> Iterator[bytes | Unreadable]:
     for number in range(batch.num_rows):
         try:
             row = {name: column[number].as_py() for name, column in zip(names, values, strict=True)}
-            content = json.dumps({name: value for name, value in row.items() if value is not None}, ensure_ascii=False, default=str)
-            yield content.encode() if len(content) <= documents.MAX_RECORD_BYTES else Unreadable("too long")
+            found = {name: value for name, value in row.items() if value is not None}
+            content = json.dumps(found, ensure_ascii=False, default=str).encode()
+            yield content if len(content) <= documents.MAX_RECORD_BYTES else Unreadable("too long")
         except UnicodeDecodeError:
             yield Unreadable("invalid utf-8")

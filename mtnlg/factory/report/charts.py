@@ -9,6 +9,7 @@ from mtnlg.factory.report.markup import Markup, tag
 from mtnlg.factory.report.summary import ranked
 
 MOST_BARS = 12
+TIP_SOURCES = 20  # named where a pointer rests on their colour
 _NUMBER = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
 MOST_COLUMNS = 24
 WIDTH, LEFT, RIGHT = 1030, 170, 190  # of streams, in pixels: all, before the bars, behind them
@@ -115,7 +116,11 @@ def _stream(colour: int, above: tuple[float, float], below: tuple[float, float],
 
 def _tip(level: Level, colour: int, colour_of: Mapping[str, int], show) -> str:
     mine = [(source, number) for source, number in level.parts.items() if colour_of[source] == colour]
-    return f"{level.label}: " + ", ".join(f"{source} {show(number)}" for source, number in mine)
+    mine.sort(key=lambda item: -item[1])
+    told = [f"{source} {show(number)}" for source, number in mine[:TIP_SOURCES]]
+    if others := mine[TIP_SOURCES:]:
+        told.append(f"{len(others):,} others {show(sum(number for _, number in others))}")
+    return f"{level.label}: " + ", ".join(told)
 
 
 def _cut(label: str) -> str:

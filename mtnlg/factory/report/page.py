@@ -14,6 +14,7 @@ from mtnlg.factory.report.style import COLOURS, CSS
 from mtnlg.factory.report.summary import BYTES, DOCUMENTS, DROPPED, LENGTH, UNREADABLE, Ended, ranked, size
 
 MOST_QUARANTINED = 25  # named here; the folder's file has more
+MOST_SOURCES = 100  # named in the table of sources
 OPEN_STAGES = 8  # with more of them, all are folded up
 HEADINGS = {
     DROPPED: "Left out, by reason",
@@ -122,11 +123,17 @@ def _sources_table(ended: Sequence[Ended]) -> Markup:
         return Markup()
     last = tokens[-1].parts if tokens else {}
     head = ("source", *(level.label for level in shown), "kept", *(["tokens"] if last else []))
+    firsts = {source: number for level in reversed(shown) for source, number in level.parts.items()}
+    ordered = [source for source, _ in ranked(firsts)]
+    groups = [(source, [source]) for source in ordered[:MOST_SOURCES]]
+    if others := ordered[MOST_SOURCES:]:
+        groups.append((f"{len(others):,} others", others))
     rows = []
-    for source, first in ranked(shown[0].parts | {s: n for level in shown for s, n in level.parts.items() if s not in shown[0].parts}):
-        numbers = [level.parts.get(source, 0) for level in shown]
+    for name, sources in groups:
+        numbers = [sum(level.parts.get(source, 0) for source in sources) for level in shown]
+        first = sum(firsts[source] for source in sources)
         cells = [*(f"{number:,}" for number in numbers), f"{numbers[-1] / first:.1%}" if first else ""]
-        rows.append([source, *cells, *([f"{last.get(source, 0):,.0f}"] if last else [])])
+        rows.append([name, *cells, *([f"{sum(last.get(source, 0) for source in sources):,.0f}"] if last else [])])
     return content(tag("h2", "Documents of each source"), _table(head, rows))
 
 

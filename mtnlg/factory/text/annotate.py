@@ -5,13 +5,15 @@ Another annotator is named as package.module:maker. maker(options: Annotate) is 
 """
 
 import functools
+import hashlib
 import importlib
+import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mtnlg.core.errors import ConfigError
+from mtnlg.core.errors import ConfigError, MtnlgError
 from mtnlg.core.schema import key
-from mtnlg.factory import registry, stage
+from mtnlg.factory import documents, registry, stage
 from mtnlg.factory.inputs import Inputs
 from mtnlg.factory.passes import Machine
 from mtnlg.factory.tally import Tally
@@ -37,9 +39,14 @@ class Annotate:
             raise ConfigError("quality needs a classifier", "stage annotate", "quality=FOLDER of python -m mtnlg data train-quality")
         if self.quality:
             Classifier.load(self.quality)
+        for name in self.with_:
+            if name not in ANNOTATORS:
+                _made(name, self)
 
     def run(self, inputs: tuple[str, ...], output, machine: Machine) -> Tally:
         known = {"quality": quality.sha256(self.quality)} if self.quality else {}
+        if sources := {name: source for name in self.with_ if (source := _source(name))}:
+            known["annotators"] = sources
         return stage.run(output, "annotate", self, Inputs(inputs), self.step, machine, **known)
 
     def step(self) -> stage.Step:
@@ -49,11 +56,14 @@ class Annotate:
 class _Step:
     def __init__(self, options: Annotate):
         names = [name for name in dict.fromkeys(options.with_) if name != "words" or "tags" not in options.with_]  # tags bring words
-        self._annotators = {name: _maker(name)(options) for name in names}
+        self._annotators = {name: _made(name, options) for name in names}
 
     def __call__(self, document: dict, tally: Tally) -> list[dict]:
         for name, annotate in self._annotators.items():
             fields = annotate(document, tally)
+            if not isinstance(fields, dict):
+                what = f"annotator {name} gave {type(fields).__name__}, not fields"
+                raise ConfigError(what, "stage annotate", "a dict of the fields to write, as {}")
             if own := [field for field in OWN_FIELDS if field in fields]:
                 raise ConfigError(f"annotator {name} writes the field {own[0]!r}", "stage annotate", "another name for it")
             document = document | fields
@@ -73,6 +83,26 @@ def _maker(name: str) -> Callable[[Annotate], Annotator]:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"annotator {name!r} cannot be imported: {error}", "stage annotate", "package.module:maker") from None
+
+
+def _made(name: str, options: Annotate) -> Annotator:
+    """Raises ConfigError, and for annotators of our own what they raise."""
+    maker = _maker(name)
+    if name in ANNOTATORS:
+        return maker(options)
+    try:
+        return maker(options)
+    except MtnlgError:
+        raise
+    except Exception as error:
+        what = f"annotator {name!r} cannot be made: {type(error).__name__} in {stage.place(error)}: {documents.shown(str(error))}"
+        raise ConfigError(what, "stage annotate", "mending its maker, a function of the options of annotate") from error
+
+
+def _source(name: str) -> str | None:
+    """sha256 of the file that a user's annotator is written in, where there is one."""
+    file = None if name in ANNOTATORS else getattr(importlib.import_module(name.partition(":")[0]), "__file__", None)
+    return hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest() if file else None
 
 
 def _language(options: Annotate) -> Annotator:

@@ -11,7 +11,7 @@ from mtnlg.factory import registry, stage
 from mtnlg.factory.documents import Drop
 from mtnlg.factory.inputs import Inputs
 from mtnlg.factory.passes import Machine
-from mtnlg.factory.tally import Tally
+from mtnlg.factory.tally import OTHERS, Tally
 from mtnlg.factory.text import fixes
 
 SPACES = "white space"  # a kind of change
@@ -50,7 +50,12 @@ class Clean:
                 raise ConfigError(what, "stage clean", registry.nearest(name, fixes.FIXES))
 
     def run(self, inputs: tuple[str, ...], output, machine: Machine) -> Tally:
-        return stage.run(output, "clean", self, Inputs(inputs), self.step, machine)
+        tally = stage.run(output, "clean", self, Inputs(inputs), self.step, machine)
+        came = tally.counts.get("documents read", ())
+        for source in dict.fromkeys(fix.rpartition(":")[0] for fix in self.fixes):
+            if source != EVERY and source not in came and OTHERS not in came:
+                machine.say(f"fixes: no document came from the source {source!r}")
+        return tally
 
     def step(self) -> stage.Step:
         return _Step(self)

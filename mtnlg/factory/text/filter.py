@@ -15,6 +15,8 @@ from mtnlg.factory.text import language, quality, where
 from mtnlg.factory.text.quality import Classifier
 from mtnlg.factory.text.rules import RULES
 
+DEFAULT_ALPHA = 3.0
+
 
 @dataclass(frozen=True)
 class Filter:
@@ -23,11 +25,19 @@ class Filter:
     where: tuple[str, ...] = key((), "FIELD=VALUE, FIELD<NUMBER or FIELD>NUMBER, all of which hold; FIELD goes down with dots")
     rules: tuple[str, ...] = key((), f"heuristics for English: {', '.join(RULES)}")
     quality: str = key("", "the folder of train-quality, whose score is written as the field quality; none: not looked at")
-    alpha: float = key(3.0, "a document is kept if a number of the Pareto distribution with this alpha is larger than 1 - quality")
+    alpha: float = key(
+        DEFAULT_ALPHA, "a document is kept if a number of the Pareto distribution with this alpha is larger than 1 - quality"
+    )
     languages: tuple[str, ...] = key((), "ISO 639-1 codes that are kept, written as the field language; none: not looked at")
 
     def check(self) -> None:
         """Raises ConfigError, MissingInput and DataError."""
+        if not (self.where or self.rules or self.quality or self.languages):
+            raise ConfigError("no condition is named", "stage filter", "one or more of where, rules, quality and languages")
+        if self.alpha != DEFAULT_ALPHA and not self.quality:
+            raise ConfigError(
+                f"alpha={self.alpha} without quality", "stage filter", "quality=FILE.npz of python -m mtnlg data train-quality"
+            )
         for condition in self.where:
             where.parse(condition)
         for name in self.rules:
@@ -109,17 +119,17 @@ def _quality(options: Filter):
 
     def apply(document: dict, tally: Tally) -> dict | Drop:
         score = classifier(document["text"])
-        is_kept = pareto(document["id"], options.alpha) > 1 - score
+        is_kept = pareto(document["source"], document["id"], options.alpha) > 1 - score
         tally.count(f"quality {'kept' if is_kept else 'left out'}", quality.tenth(score))
         return document | {quality.FIELD: score} if is_kept else Drop("quality")
 
     return apply
 
 
-def pareto(id: str, alpha: float) -> float:
-    """A sample of numpy's Pareto distribution (of Lomax: x >= 0, P(> x) = (1 + x)^-alpha), always the same for a document of this id.
+def pareto(source: str, id: str, alpha: float) -> float:
+    """A sample of numpy's Pareto distribution (of Lomax: x >= 0, P(> x) = (1 + x)^-alpha), the same for the same source and id.
 
     A document of quality s is so kept with probability (2 - s)^-alpha (GPT-3, appendix A): of those with s = 0 one in eight for 3.
     """
-    uniform = (int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8, person=b"pareto").digest()) + 1) / 2**64
+    uniform = (int.from_bytes(hashlib.blake2b(f"{source}\0{id}".encode(), digest_size=8, person=b"pareto").digest()) + 1) / 2**64
     return uniform ** (-1 / alpha) - 1

@@ -55,7 +55,7 @@ class Classifier:
         try:
             with np.load(_file(path), allow_pickle=False) as file:
                 if str(file["format"]) != _FORMAT or file["coefficients"].shape != (1 << _BITS,):
-                    raise ValueError("of another kind")
+                    raise ValueError
                 return cls(file["coefficients"], float(file["intercept"]))
         except OSError as error:
             raise MissingInput(f"cannot be read: {error.strerror}", str(path), cure) from None
