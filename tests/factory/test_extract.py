@@ -251,3 +251,11 @@ def test_warc_is_cut_as_warcio_cuts_it(seed):
         if record.rec_type == "response"
     ]
     assert [(page.about["warc-target-uri"], page.body) for page in found] == bodies
+
+
+def test_numbers_of_parquet_with_gaps(tmp_path):
+    """As pandas writes them: whole numbers as floats, and NaN for what is missing."""
+    table = pyarrow.table({"id": [1.0, 2.0], "text": ["one", "two"], "score": [0.5, float("nan")]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    run("extract", str(tmp_path / "a.parquet"), tmp_path / "out", fields=("id", "score"))
+    assert [(d["id"], d.get("score")) for d in read(tmp_path / "out")] == [("1", 0.5), ("2", None)]
