@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from mtnlg.core.errors import CannotWrite, TemporaryFailure
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FOLDERS = "folder"
+FOLDERS = "--workdir, --config.data.directory or --output"
 
 
 @contextlib.contextmanager

@@ -276,7 +276,7 @@ def test_a_tokenizer_larger_than_the_vocabulary(stderr_of, tmp_path):
 @pytest.mark.parametrize("verb", ["train", "demo"])
 def test_a_workdir_below_a_file(stderr_of, tmp_path, verb):
     (tmp_path / "file").write_text("")
-    cure = "another --workdir or --config.data.directory, or its owner's permission"
+    cure = "another --workdir, --config.data.directory or --output, or its owner's permission"
     line = f"cannot write: Not a directory ({tmp_path / 'file' / 'run'}). Try: {cure}"
     assert stderr_of(verb, DEMO, f"--workdir={tmp_path / 'file' / 'run'}") == (line, 73)
 
