@@ -17,6 +17,7 @@ import shutil
 import threading
 
 import jax
+import numpy as np
 
 from mtnlg.core import config as configs
 from mtnlg.core import files, schema
@@ -184,12 +185,7 @@ def load(step_dir: pathlib.Path, part: str, abstract, config: schema.Config):
     """
     from orbax.checkpoint import v1 as ocp
 
-    path = step_dir.absolute()
-    try:
-        stored = by_path(ocp.metadata(path, checkpointable_name=part).metadata)
-    except Exception as error:
-        raise DataError(f"the {part} cannot be read: {str(error).splitlines()[0]}", str(step_dir), "an older step") from error
-    wanted = by_path(abstract)
+    stored, wanted = by_path(stored_shapes(step_dir, part)), by_path(abstract)
     describe = {name: f"{tuple(leaf.shape)} {leaf.dtype}" for name, leaf in stored.items() if hasattr(leaf, "shape")}
     expected = {name: f"{tuple(leaf.shape)} {leaf.dtype}" for name, leaf in wanted.items()}
     differing = [
@@ -203,7 +199,25 @@ def load(step_dir: pathlib.Path, part: str, abstract, config: schema.Config):
         lines = "\n".join(f"  - {line}" for line in differing)
         cure = " ".join(f"--config.{key}={stored}" for key, (stored, _) in keys.items()) or "the config the run was made with"
         raise DataError(f"the checkpoint's {part} do not fit this model:\n{lines}\n", str(step_dir), cure)
-    return ocp.load(path, abstract, checkpointable_name=part)
+    return ocp.load(step_dir.absolute(), abstract, checkpointable_name=part)
+
+
+def stored_shapes(step_dir: pathlib.Path, part: str):
+    """`part` as a tree of what has `shape` and `dtype`, without reading an array. Raises DataError."""
+    from orbax.checkpoint import v1 as ocp
+
+    try:
+        return ocp.metadata(step_dir.absolute(), checkpointable_name=part).metadata
+    except Exception as error:
+        raise DataError(f"the {part} cannot be read: {str(error).splitlines()[0]}", str(step_dir), "an older step") from error
+
+
+def stored_arrays(step_dir: pathlib.Path, part: str) -> dict[str, np.ndarray]:
+    """{'a/b/c': array} of `part`, all of it in this process's memory. Raises DataError."""
+    from orbax.checkpoint import v1 as ocp
+
+    empty = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), stored_shapes(step_dir, part))
+    return by_path(ocp.load(step_dir.absolute(), empty, checkpointable_name=part))
 
 
 def _differing_keys(step_dir: pathlib.Path, config: schema.Config) -> dict[str, tuple]:
