@@ -10,6 +10,7 @@ import sys
 import time
 import tracemalloc
 
+import corpora
 import pytest
 from corpora import content, read, run
 
@@ -44,19 +45,12 @@ def test_every_document_is_written_or_counted(corpus, tmp_path):
     assert [s["id"] for s in tally.samples["dropped, too short"]] == ["0", "7", "14", "21", "28"]
 
 
-KILLED = """
-import os, sys
-from mtnlg.factory import folder, registry
-from mtnlg.factory.passes import Machine
-
-add, after = folder.Journal.add, int(sys.argv[3])
-def add_or_die(journal, part):
-    if len(journal.parts) == after:
-        os.kill(os.getpid(), 9)
-    add(journal, part)
-folder.Journal.add = add_or_die
+KILLED = (
+    corpora.KILLED
+    + """
 registry.make("clean", {"min_chars": 50}).run((sys.argv[1],), sys.argv[2], Machine(1, 5000, progress=False))
 """
+)
 
 
 @pytest.mark.parametrize("after", [0, 1, 4])

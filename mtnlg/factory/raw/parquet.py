@@ -74,13 +74,10 @@ def _rows(batch, names: list[str]) -> Iterator[bytes | Unreadable]:
     for number in range(batch.num_rows):
         try:
             row = {name: column[number].as_py() for name, column in zip(names, values, strict=True)}
-            found = {name: _plain(value) for name, value in row.items() if value is not None and value == value}  # not NaN
+            found = {name: value for name, value in row.items() if value is not None and value == value}  # not NaN
+            if isinstance(id := found.get("id"), float) and id.is_integer():  # a whole number, in a column with gaps
+                found["id"] = int(id)
             content = json.dumps(found, ensure_ascii=False, default=str).encode()
             yield content if len(content) <= documents.MAX_RECORD_BYTES else Unreadable("too long")
         except UnicodeDecodeError:
             yield Unreadable("invalid utf-8")
-
-
-def _plain(value):
-    """A whole number where a float is one, as ids become in a column with gaps."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
