@@ -28,6 +28,8 @@ class Tokenizer(abc.ABC):
 
     has_dummy_prefix: whether a text gets a space before it. piece_bytes: int64 [vocab_size], of each token.
 
+    start_ids: what the model was trained to see before a text (Llama's <s>), nothing for most. end_ids: where what it writes ends.
+
     Encoding adds no special tokens and finds none in the text: "<|endoftext|>" there is thirteen characters.
     """
 
@@ -35,10 +37,11 @@ class Tokenizer(abc.ABC):
     eod_id: int
     sha256: str
     file_name: str
+    start_ids: tuple[int, ...] = ()
 
     def __init__(self, content: bytes, pieces: list[bytes], eod_id: int):
         self._content, self._pieces = content, pieces
-        self.vocab_size, self.eod_id = len(pieces), eod_id
+        self.vocab_size, self.eod_id, self.end_ids = len(pieces), eod_id, frozenset({eod_id})
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.piece_bytes = np.array(list(map(len, pieces)))
         self.has_dummy_prefix = self.decode_bytes(self.encode("a")).startswith(b" ")
