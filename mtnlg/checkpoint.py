@@ -22,10 +22,11 @@ import numpy as np
 from mtnlg.core import config as configs
 from mtnlg.core import files, schema
 from mtnlg.core.errors import DataError, MissingInput
-from mtnlg.core.tree import by_path
+from mtnlg.core.tree import by_path, path_name
 from mtnlg.parallel import processes
 
 MANIFEST = "MANIFEST.json"
+SMALLEST_CHUNK_BYTES, LARGEST_CHUNK_BYTES = 1 << 20, 1 << 26
 
 
 class Checkpoints:
@@ -48,7 +49,9 @@ class Checkpoints:
             if processes.is_first():  # Orbax lets nobody write before process 0 is here
                 shutil.rmtree(unfinished, ignore_errors=True)
                 self.directory.mkdir(parents=True, exist_ok=True)
-            response = ocp.save_checkpointables_async(unfinished.absolute(), {"params": params, "optimizer": optimizer})
+            saving = ocp.options.ArrayOptions.Saving(scoped_storage_options_creator=_chunks)
+            with ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving)):
+                response = ocp.save_checkpointables_async(unfinished.absolute(), {"params": params, "optimizer": optimizer})
         self._worker = threading.Thread(target=self._finish, args=(response, unfinished, self.directory / str(step), meta, num_bytes))
         self._worker.start()
 
@@ -240,6 +243,15 @@ def _files(directory: pathlib.Path) -> list[str]:
 def _sha256(path: pathlib.Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _chunks(path: tuple, array):
+    """How an array lies on the disk: matrices of stacked blocks layer by layer, so that one is read without the others."""
+    from orbax.checkpoint import v1 as ocp
+
+    is_stack = "blocks/" in path_name(path) and array.nbytes // array.shape[0] >= SMALLEST_CHUNK_BYTES
+    options = ocp.options.ArrayOptions.Saving.StorageOptions
+    return options(chunk_byte_size=LARGEST_CHUNK_BYTES, shard_axes=(0,) if is_stack else None)
 
 
 def _delete(step_dir: pathlib.Path) -> None:
