@@ -49,8 +49,9 @@ class Checkpoints:
             if processes.is_first():  # Orbax lets nobody write before process 0 is here
                 shutil.rmtree(unfinished, ignore_errors=True)
                 self.directory.mkdir(parents=True, exist_ok=True)
-            saving = ocp.options.ArrayOptions.Saving(scoped_storage_options_creator=_chunks)
-            with ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving)):
+            chunked = ocp.Context()
+            chunked.array.saving.scoped_storage_options_creator = _chunks
+            with chunked:
                 response = ocp.save_checkpointables_async(unfinished.absolute(), {"params": params, "optimizer": optimizer})
         self._worker = threading.Thread(target=self._finish, args=(response, unfinished, self.directory / str(step), meta, num_bytes))
         self._worker.start()
@@ -182,9 +183,10 @@ def meta(step_dir: pathlib.Path) -> dict:
     return json.loads((step_dir / "meta.json").read_text())
 
 
-def load(step_dir: pathlib.Path, part: str, abstract, config: schema.Config):
+def load(step_dir: pathlib.Path, part: str, abstract, config: schema.Config, dtype: str | None = None):
     """`part` ('params' or 'optimizer') as a tree of arrays with the shapes, dtypes and shardings of `abstract`, which `config` shaped.
 
+    dtype: what all of them become as they are read; None: they stay what they are.
     Raises DataError with a line for each key of the model and each leaf that differs (Orbax would cast a leaf without a word).
     """
     from orbax.checkpoint import v1 as ocp
@@ -203,6 +205,8 @@ def load(step_dir: pathlib.Path, part: str, abstract, config: schema.Config):
         lines = "\n".join(f"  - {line}" for line in differing)
         cure = " ".join(f"--config.{key}={stored}" for key, (stored, _) in keys.items()) or "the config the run was made with"
         raise DataError(f"the checkpoint's {part} do not fit this model:\n{lines}\n", str(step_dir), cure)
+    if dtype is not None:
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding), abstract)
     return ocp.load(step_dir.absolute(), abstract, checkpointable_name=part)
 
 
