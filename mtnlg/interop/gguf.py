@@ -64,7 +64,7 @@ def open_model(path) -> Model:
     problems = [f"the tensor {_short(name)}" for name in file.tensors if name != _ROPE_FACTORS and _foreign_name(name) is None]
     known = {*_SIZES, *_OTHERS}
     settings = {key.removeprefix(f"{arch}."): value for key, value in file.fields.items() if key.startswith(f"{arch}.")}
-    problems += [f"{_short(f'{arch}.{key}')}={_short(value)}" for key, value in settings.items() if key not in known and value]
+    problems += [f"{arch}.{key[:80]}={_short(value)}" for key, value in settings.items() if key not in known and value]
     problems += [f"no {name!r}" for name in ("token_embd.weight", "output_norm.weight") if name not in file.tensors]
     config = _config(arch, settings, file, problems)
     if problems:
@@ -175,4 +175,4 @@ def llama3_factors(scaling: dict, theta: float, head_dim: int) -> np.ndarray:
 
 def _short(value) -> str:
     text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return text if len(text) <= 80 else f"{text[:77]}..."
