@@ -25,7 +25,7 @@ ALLOWED = {
     "train": {"core", "pipeline", "spmd", "checkpoint", "parallel", "model"},
     "plan": {"core", "model", "parallel", "pipeline", "spmd", "train"},
     "infer": {"core", "pipeline", "spmd", "parallel", "model"},
-    "interop": {"core", "model"},
+    "interop": {"core"},
     "run": {"core"},
     "launch": {"core"},
     "lm": {"core", "data", "checkpoint", "infer", "run", "parallel", "model", "pipeline", "spmd"},
@@ -43,6 +43,7 @@ HOMES = {
     "gguf": {"interop"},
     "jinja2": {"data"},
     "ml_collections": {"core"},
+    "safetensors": {"interop"},
     "matplotlib": {"run"},
     "tensorboardX": {"run"},
     "zstandard": {"corpus", "factory"},
@@ -54,7 +55,7 @@ HOMES = {
     "datasets": {"factory"},
 }
 NO_JAX = tuple(f"core.{name}" for name in ("schema", "config", "errors", "validate", "files", "lock", "extras"))
-NO_JAX += ("data", "corpus", "factory", "run", "launch", "cli")
+NO_JAX += ("core.manifest", "data", "corpus", "factory", "interop", "run", "launch", "cli")
 NO_JAX += tuple(f"parallel.{name}" for name in ("table", "orders", "greedy", "schedule", "schedule_file", "lockstep", "program"))
 MAX_LINES = 400
 

@@ -80,6 +80,11 @@ def _model(config):
         yield f"model.position_offset={model.position_offset} needs model.position=learned, not {model.position}"
 
 
+def model_problems(config: schema.Config) -> list[str]:
+    """A line for each key of the model out of range, and for each that contradicts another."""
+    return [*_ranges(config, "model."), *_model(config)]
+
+
 def mesh_problems(config: schema.Config) -> list[str]:
     """A line for each degree out of range, and for each that does not fit the model."""
     return [*_ranges(config, "mesh."), *_mesh(config)]

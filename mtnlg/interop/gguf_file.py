@@ -49,7 +49,7 @@ KINDS = {
 }
 
 
-class Stored(NamedTuple):
+class Place(NamedTuple):
     """Where a tensor lies. shape: slowest axis first, as numpy has it; offset: from the start of the file, in bytes."""
 
     kind: Kind
@@ -58,7 +58,7 @@ class Stored(NamedTuple):
 
 
 class File:
-    """An open GGUF file. fields: key -> int, float, bool, str, or a list of them; tensors: name -> Stored."""
+    """An open GGUF file. fields: key -> int, float, bool, str, or a list of them; tensors: name -> Place."""
 
     def __init__(self, path):
         """Raises MissingInput; DataError for a damaged file and, naming all of them, for types of tensors that are not read here."""
@@ -130,7 +130,7 @@ class _Reader:
         return (found != 0 if kind == _BOOL else found).tolist()
 
 
-def _header(reader: _Reader, where: str) -> tuple[dict, dict[str, Stored]]:
+def _header(reader: _Reader, where: str) -> tuple[dict, dict[str, Place]]:
     if reader.take(4) != b"GGUF":
         raise ValueError("it does not begin with GGUF")
     version = reader.number("I")
@@ -165,11 +165,11 @@ def _described(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
     return name, shape, reader.number("I"), reader.number("Q")
 
 
-def _placed(name: str, shape: tuple[int, ...], kind: Kind, offset: int, reader: _Reader) -> Stored:
+def _placed(name: str, shape: tuple[int, ...], kind: Kind, offset: int, reader: _Reader) -> Place:
     if 0 in shape or shape[-1] % kind.block_size:
         raise ValueError(f"{name[:40]!r} of type {kind.name} cannot have the shape {shape}")
     reader.require_inside(name, offset, math.prod(shape) // kind.block_size * kind.block_bytes)
-    return Stored(kind, shape, offset)
+    return Place(kind, shape, offset)
 
 
 def _type_name(kind: int) -> str:

@@ -1,0 +1,43 @@
+"""The hash list of a folder: size and SHA-256 of every file, written last."""
+
+import hashlib
+import json
+import pathlib
+
+NAME = "MANIFEST.json"
+
+
+def content(directory: pathlib.Path, known: dict[str, dict] | None = None) -> str:
+    """What `MANIFEST.json` of a folder says. known: rows of files that were hashed as they were written."""
+    rows = {name: (known or {}).get(name) or row(directory / name) for name in _files(directory)}
+    return json.dumps({"format": 1, "files": rows}, indent=1)
+
+
+def row(path: pathlib.Path) -> dict:
+    """Of one file."""
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def problems(directory: pathlib.Path) -> list[str]:
+    """What differs from the list: files that are missing, extra or changed. Empty where all is well."""
+    try:
+        expected = json.loads((directory / NAME).read_text())["files"]
+        expected = {str(name): (int(row["bytes"]), str(row["sha256"])) for name, row in expected.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return [f"{NAME} cannot be read"]
+    present = {name: directory / name for name in _files(directory)}
+    found = [f"{name} is missing" for name in expected if name not in present]
+    found += [f"{name} does not belong to it" for name in present if name not in expected]
+    for name, (size, digest) in expected.items():
+        if name in present and (present[name].stat().st_size != size or _sha256(present[name]) != digest):
+            found.append(f"{name} has changed")
+    return found
+
+
+def _files(directory: pathlib.Path) -> list[str]:
+    return sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file() and p.name != NAME)
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
