@@ -57,13 +57,14 @@ class Checkpoints:
             with _disk_errors(unfinished, num_bytes):
                 response.result()
                 if processes.is_first():
-                    self._publish(unfinished, final, meta)
+                    self.publish(unfinished, final, meta)
         except BaseException as error:
             if processes.is_first():
                 shutil.rmtree(unfinished, ignore_errors=True)
             self._error = error
 
-    def _publish(self, unfinished: pathlib.Path, final: pathlib.Path, meta: dict) -> None:
+    def publish(self, unfinished: pathlib.Path, final: pathlib.Path, meta: dict) -> None:
+        """Gives a step that is on the disk its meta and its manifest, and then its name; only in process 0. Raises OSError."""
         files.write_synced(unfinished / "meta.json", json.dumps(meta, indent=1))
         files.write_synced(unfinished / MANIFEST, json.dumps(_manifest(unfinished), indent=1))
         files.sync_folder(unfinished)
