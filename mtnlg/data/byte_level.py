@@ -23,8 +23,8 @@ def _byte_letters() -> dict[str, int]:
 
 LETTERS = _byte_letters()
 
-# Bytes that a vocabulary may lack: those of no UTF-8, control characters, and the first of characters from U+40000 on.
-RARE = frozenset({*range(0x20), 0x7F, 0xC0, 0xC1, *range(0xF1, 0x100)} - set(b"\t\n\r"))
+# Bytes that a vocabulary may lack: those of no UTF-8, control characters, and the first of the unassigned planes 4 to 11.
+RARE = frozenset({*range(0x20), 0x7F, 0xC0, 0xC1, 0xF1, 0xF2, *range(0xF5, 0x100)} - set(b"\t\n\r"))
 
 
 def spelled_bytes(token: str) -> bytes:

@@ -47,7 +47,8 @@ class Tokenizer(abc.ABC):
         """start_ids, special_ids and companions are set before. Raises DataError when an end of the companions is not a token."""
         self._content, self._pieces = content, pieces
         self.vocab_size, self.eod_id = len(pieces), eod_id
-        self.end_ids = frozenset({eod_id, *self.companions.end_ids})
+        known = (self.special_ids[token] for token in (END_OF_DOCUMENT, *OTHER_ENDS) if token in self.special_ids)
+        self.end_ids = frozenset({eod_id, *known, *self.companions.end_ids})
         if max(self.end_ids) >= len(pieces):
             what = f"eos_token_id={max(self.end_ids)}, and the vocabulary has {len(pieces)} tokens"
             raise DataError(what, f"{companions.GENERATION} in {where}", "the files of one model")
@@ -87,9 +88,13 @@ class Tokenizer(abc.ABC):
         return text.removeprefix(" ") if self.has_dummy_prefix else text
 
     def save(self, directory) -> pathlib.Path:
-        """Writes the tokenizer's one file into the folder and returns its path, for `load`. Raises CannotWrite, TemporaryFailure."""
+        """Writes the tokenizer's one file into the folder and returns its path, and beside it its companions, for `load` of the folder.
+
+        Raises CannotWrite, TemporaryFailure.
+        """
         path = pathlib.Path(directory) / self.file_name
-        _write(path, self._content)
+        for name, content in {**self.companions.files, self.file_name: self._content}.items():
+            _write(path.with_name(name), content)
         return path
 
 
@@ -254,29 +259,25 @@ class JsonTokenizer(Tokenizer):
 def load(path) -> Tokenizer:
     """Reads a SentencePiece model, a `tokenizer.json`, or a folder with one of them or with GPT-2's `vocab.json` and `merges.txt`.
 
-    A folder's companions (`data.companions`) say what comes before a text and where one ends: an eos of theirs is the end of document.
+    The companions beside it (`data.companions`) say what comes before a text and where one ends: their eos is the end of a document.
 
     Raises MissingInput when nothing of that kind is there; DataError when it is damaged, ambiguous or larger than 50 MB.
     """
     path = pathlib.Path(path)
     if path.is_file():
-        return _of_file(path, companions.NONE)
-    beside = companions.read(path)
+        kind = JsonTokenizer if path.suffix == ".json" else SentencePieceTokenizer
+        return kind(_read(path), str(path), companions.read(path.parent))
     models = sorted(path.glob("*.model"))
     if len(models) > 1:
         raise DataError(f"{len(models)} .model files are there", str(path), f"{models[0]}, or another one of them")
     for file in (*models, path / "tokenizer.json"):
         if file.is_file():
-            return _of_file(file, beside)
+            return load(file)
     pair = [path / "vocab.json", path / "merges.txt"]
     if all(file.is_file() for file in pair):
-        return JsonTokenizer(byte_level.description(*map(_read, pair), where=", ".join(map(str, pair))), str(path), beside)
+        content = byte_level.description(*map(_read, pair), where=", ".join(map(str, pair)))
+        return JsonTokenizer(content, str(path), companions.read(path))
     raise MissingInput("no tokenizer is there", str(path), "a .model, a tokenizer.json, or a folder with vocab.json and merges.txt")
-
-
-def _of_file(path: pathlib.Path, beside: Companions) -> Tokenizer:
-    kind = JsonTokenizer if path.suffix == ".json" else SentencePieceTokenizer
-    return kind(_read(path), str(path), beside)
 
 
 def _bos(beside: Companions, ids: dict[str, int]) -> tuple[int, ...]:
