@@ -203,10 +203,18 @@ def load(step_dir: pathlib.Path, part: str, abstract, config: schema.Config):
     return ocp.load(step_dir.absolute(), abstract, checkpointable_name=part)
 
 
+def has(step_dir: pathlib.Path, part: str) -> bool:
+    """Whether a step holds `part`: converted and exported ones hold no optimizer."""
+    return (step_dir / part).is_dir()
+
+
 def stored_shapes(step_dir: pathlib.Path, part: str):
     """`part` as a tree of what has `shape` and `dtype`, without reading an array. Raises DataError."""
     from orbax.checkpoint import v1 as ocp
 
+    if not has(step_dir, part):
+        cure = "--config.init.from with this path and another --workdir, which starts from its weights"
+        raise DataError(f"there is no {part} in it, as in what was converted or exported", str(step_dir), cure)
     try:
         return ocp.metadata(step_dir.absolute(), checkpointable_name=part).metadata
     except Exception as error:
