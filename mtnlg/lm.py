@@ -63,7 +63,7 @@ class LanguageModel:
 
     def generate(self, ids: Sequence[int], **sampling) -> list[int]:
         """The new ids after `ids`, up to the end of the document; `sampling` as in `infer.engine.Request`."""
-        return self.engine.generate([Request(ids, **sampling)], [self.tokenizer.eod_id])[0]
+        return self.engine.generate([Request(ids, **sampling)], self.tokenizer.end_ids)[0]
 
     def complete(self, prompt: str, stop: Sequence[str] = (), **sampling) -> str:
         """The text that follows the prompt."""
@@ -74,13 +74,17 @@ class LanguageModel:
 
         A piece is given out when it is whole UTF-8 and can no longer become part of a stop string.
         """
-        request = Request(self.tokenizer.encode(prompt) or [self.tokenizer.eod_id], **sampling)
+        return self.stream_from(self.tokenizer.encode(prompt) or [self.tokenizer.eod_id], stop, **sampling)
+
+    def stream_from(self, ids: Sequence[int], stop: Sequence[str] = (), **sampling) -> Iterator[str]:
+        """The text that follows these ids, in the same way; ends at any of the tokenizer's `end_ids`."""
+        request = Request(ids, **sampling)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         held = ""
         for count, tokens_B in enumerate(self.engine.stream([request]), start=1):
             token = int(tokens_B[0])
-            ended = token == self.tokenizer.eod_id or count == request.max_new_tokens
-            piece = b"" if token == self.tokenizer.eod_id else self.tokenizer.decode_bytes([token])
+            ended = token in self.tokenizer.end_ids or count == request.max_new_tokens
+            piece = b"" if token in self.tokenizer.end_ids else self.tokenizer.decode_bytes([token])
             held += decoder.decode(piece, final=ended)
             places = [place for place in (held.find(s) for s in stop if s) if place >= 0]
             safe = min(places) if places else len(held) if ended else len(held) - _longest_overlap(held, stop)
