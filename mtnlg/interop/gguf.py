@@ -1,5 +1,6 @@
 """A GGUF file (llama.cpp) as a Hugging Face model: its config.json, and its tensors under Hugging Face's names and in their layout."""
 
+import functools
 import re
 from typing import Any, NamedTuple
 
@@ -83,12 +84,13 @@ class GgufTensors:
         self._names = {_foreign_name(name): name for name in file.tensors if name != _ROPE_FACTORS}
         heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
         self._interleaved = {"q_proj": heads, "k_proj": kv_heads} if config["model_type"] == "llama" else {}
+        self.read = functools.lru_cache(2)(self._read)  # whoever reads in chunks comes again: for key and value in turn
 
     def stored(self) -> dict[str, tensors.Stored]:
         places = {foreign: self._file.tensors[name] for foreign, name in self._names.items()}
         return {foreign: tensors.Stored(place.shape, place.kind.dtype) for foreign, place in places.items()}
 
-    def read(self, name: str) -> np.ndarray:
+    def _read(self, name: str) -> np.ndarray:
         """Raises ConfigError where the numbers are quantised and the `gguf` library is not installed."""
         found = self._file.read(self._names[name])
         heads = self._interleaved.get(name.split(".")[-2])
