@@ -45,7 +45,7 @@ class Tokenizer(abc.ABC):
 
     def __init__(self, content: bytes, where: str, pieces: list[bytes], eod_id: int):
         """start_ids, special_ids and companions are set before. Raises DataError when an end of the companions is not a token."""
-        self._content, self._pieces = content, pieces
+        self.content, self._pieces = content, pieces
         self.vocab_size, self.eod_id = len(pieces), eod_id
         known = (self.special_ids[token] for token in (END_OF_DOCUMENT, *OTHER_ENDS) if token in self.special_ids)
         self.end_ids = frozenset({eod_id, *known, *self.companions.end_ids})
@@ -93,7 +93,7 @@ class Tokenizer(abc.ABC):
         Raises CannotWrite, TemporaryFailure.
         """
         path = pathlib.Path(directory) / self.file_name
-        for name, content in {**self.companions.files, self.file_name: self._content}.items():
+        for name, content in {**self.companions.files, self.file_name: self.content}.items():
             _write(path.with_name(name), content)
         return path
 

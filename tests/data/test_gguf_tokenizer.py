@@ -190,4 +190,4 @@ def test_cuts_are_those_that_transformers_writes():
 
 def _description(cut):
     tok = gguf_tokenizer.load(fields(cut), "f")
-    return tok._content.decode()
+    return tok.content.decode()
