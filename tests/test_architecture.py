@@ -45,6 +45,8 @@ HOMES = {
     "sentencepiece": {"data"},
     "tokenizers": {"data"},
     "tiktoken": {"data"},
+    "gguf": {"interop"},
+    "jinja2": {"data"},
     "ml_collections": {"core"},
     "safetensors": {"interop"},
     "matplotlib": {"run"},
