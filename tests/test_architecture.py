@@ -42,6 +42,7 @@ HOMES = {
     "tiktoken": {"data"},
     "ml_collections": {"core"},
     "safetensors": {"interop"},
+    "torch": {"interop"},
     "matplotlib": {"run"},
     "tensorboardX": {"run"},
     "zstandard": {"corpus", "factory"},
