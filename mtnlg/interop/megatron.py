@@ -65,14 +65,15 @@ def tensors(model: schema.Model) -> tuple[Tensor, ...]:
 
 
 def open_folder(path: str | os.PathLike, vocab_size: int | None = None) -> Foreign:
-    """The model of a checkpoint, its tensors not yet read. path: the root, or the folder of one iteration.
+    """The model of a checkpoint, of its tensors only the checksums read. path: the root, or the folder of one iteration.
 
     vocab_size: ids of the tokenizer, which the files do not say; None: every row of the padded embedding is an id.
     Raises MissingInput, DataError (with a line for each setting that cannot be honoured, and for each tensor that does not fit),
     ConfigError (torch is not installed).
     """
     folder = megatron_ranks.find(path)
-    states = {rank: megatron_file.load(file) for rank, file in megatron_ranks.files_of(folder).items()}
+    opened = {rank: megatron_file.File(file) for rank, file in megatron_ranks.files_of(folder).items()}
+    states = {rank: file.state for rank, file in opened.items()}
     where = str(folder)
     args = states[0, 0].get("args")
     if not isinstance(args, megatron_file.StandIn):
@@ -81,17 +82,18 @@ def open_folder(path: str | os.PathLike, vocab_size: int | None = None) -> Forei
     versions = {repr(state.get("checkpoint_version", 0)) for state in states.values()}
     if len(versions) > 1:
         raise DataError(f"ranks have checkpoint versions {', '.join(sorted(versions))}", where, "files of one checkpoint")
-    ranks = {rank: _parts(state, f"{where}, rank {rank}") for rank, state in states.items()}
+    ranks = {rank: _parts(file) for rank, file in opened.items()}
     return assemble(megatron_file.plain(args), states[0, 0].get("checkpoint_version", 0), ranks, where, vocab_size)
 
 
-def _parts(state: dict[str, Any], where: str) -> Parts:
+def _parts(file: megatron_file.File) -> Parts:
     """The virtual stages of a rank, or the one that it has."""
+    state, where = file.state, str(file.path)
     virtual = sorted((key for key in state if isinstance(key, str) and re.fullmatch(r"model\d{1,4}", key)), key=lambda key: int(key[5:]))
     models = [state.get(key) for key in virtual or ["model"]]
     if not all(isinstance(model, dict) for model in models) or virtual != [f"model{number}" for number in range(len(virtual))]:
         raise DataError("has no model, or not all of its virtual stages", where, WHOLE)
-    return [{name: megatron_file.array(value, name, where) for name, value in flat(model)} for model in models]
+    return [{name: file.array(value, name) for name, value in flat(model)} for model in models]
 
 
 def assemble(args: Mapping[str, Any], version: float, ranks: Mapping[Rank, Parts], where: str, vocab_size: int | None = None) -> Foreign:

@@ -10,6 +10,7 @@ from mtnlg.model import count
 
 N, D, V, ROWS = 4, 16, 21, 24  # ROWS of the embedding in the checkpoint, those beyond V filled with noise
 OLD = schema.Model(num_layers=N, d_model=D, num_heads=4, vocab_size=V, seq_len=8)
+GATED = schema.Model(num_layers=N, d_model=D, num_heads=4, d_ff=24, vocab_size=V, seq_len=8, activation="swiglu")
 GROUPED = schema.Model(
     num_layers=N,
     d_model=D,
@@ -87,9 +88,10 @@ def args_of(tree: Tree) -> dict:
         "tensor_model_parallel_size": tree.ranks,
         "pipeline_model_parallel_size": tree.stages,
     }
+    if model.activation == "swiglu":
+        args |= {"swiglu": True, "ffn_hidden_size": model.ff_dim}
     if model.norm == "rmsnorm":
         args |= {
-            "ffn_hidden_size": model.ff_dim,
             "kv_channels": model.heads[2],
             "group_query_attention": True,
             "num_query_groups": model.heads[1],
@@ -100,7 +102,6 @@ def args_of(tree: Tree) -> dict:
             "add_bias_linear": False,
             "add_qkv_bias": True,
             "qk_layernorm": True,
-            "swiglu": True,
             "untie_embeddings_and_output_weights": True,
         }
     return args
@@ -181,7 +182,7 @@ def _layer(params, tree: Tree, layer: int, number: int, rank: int) -> dict[str, 
     maps = ["mlp/gate", "mlp/up"] if "mlp/gate/kernel" in own else ["mlp/up"]
     found["up.weight"] = np.stack([own[f"{name}/kernel"][:, column] for name in maps for column in columns])
     if "mlp/up/bias" in own:
-        found["up.bias"] = np.stack([own["mlp/up/bias"][column] for column in columns])
+        found["up.bias"] = np.stack([own[f"{name}/bias"][column] for name in maps for column in columns])
     found["down.weight"] = np.stack([own["mlp/down/kernel"][column] for column in columns], 1)
     for name, path in (("output", "attention/output/bias"), ("down", "mlp/down/bias")):
         if path in own:

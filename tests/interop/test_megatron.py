@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from megatron_tree import CORE, GROUPED, LEGACY, OLD, OLDEST, ROWS, Tree, args_of, parted, random_params
+from megatron_tree import CORE, GATED, GROUPED, LEGACY, OLD, OLDEST, ROWS, Tree, args_of, parted, random_params
 
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError, DataError, MissingInput
@@ -18,6 +18,7 @@ KINDS = [
     (OLD, LEGACY, 2.0),
     (OLD, LEGACY, 3.0),
     (OLD, CORE, 3.0),
+    (GATED, LEGACY, 2.0),
     (GROUPED, LEGACY, 3.0),
     (GROUPED, CORE, 3.0),
 ]
@@ -180,7 +181,7 @@ def test_settings_that_cannot_be_honoured(key, value):
 
 
 def test_all_of_them_at_once():
-    with pytest.raises(DataError, match=r"(?s)num_experts=8.*rotary_interleaved=True.*sof?tmax_type='learnable'"):
+    with pytest.raises(DataError, match=r"(?s)num_experts=8.*rotary_interleaved=True.*softmax_type='learnable'"):
         assembled(Tree(OLD, CORE, 3.0, 1, 1), num_experts=8, rotary_interleaved=True, softmax_type="learnable")
 
 
@@ -237,7 +238,7 @@ def whole(params: dict[str, np.ndarray], layout: Layout):
 
 
 @pytest.mark.parametrize(("ranks", "stages"), GRIDS)
-@pytest.mark.parametrize("model", [OLD, GROUPED])
+@pytest.mark.parametrize("model", [OLD, GATED, GROUPED])
 def test_out_and_in_again(model, ranks, stages, tmp_path, monkeypatch):
     """Without torch: what the files would hold is the tree that megatron_tree makes, and comes back as the same bits."""
     files = {}
