@@ -57,13 +57,14 @@ class Checkpoints:
             with _disk_errors(unfinished, num_bytes):
                 response.result()
                 if processes.is_first():
-                    self._publish(unfinished, final, meta)
+                    self.publish(unfinished, final, meta)
         except BaseException as error:
             if processes.is_first():
                 shutil.rmtree(unfinished, ignore_errors=True)
             self._error = error
 
-    def _publish(self, unfinished: pathlib.Path, final: pathlib.Path, meta: dict) -> None:
+    def publish(self, unfinished: pathlib.Path, final: pathlib.Path, meta: dict) -> None:
+        """Gives a step that is on the disk its meta and its manifest, and then its name; only in process 0. Raises OSError."""
         files.write_synced(unfinished / "meta.json", json.dumps(meta, indent=1))
         files.write_synced(unfinished / MANIFEST, json.dumps(_manifest(unfinished), indent=1))
         files.sync_folder(unfinished)
@@ -202,10 +203,18 @@ def load(step_dir: pathlib.Path, part: str, abstract, config: schema.Config):
     return ocp.load(step_dir.absolute(), abstract, checkpointable_name=part)
 
 
+def has(step_dir: pathlib.Path, part: str) -> bool:
+    """Whether a step holds `part`: converted and exported ones hold no optimizer."""
+    return (step_dir / part).is_dir()
+
+
 def stored_shapes(step_dir: pathlib.Path, part: str):
     """`part` as a tree of what has `shape` and `dtype`, without reading an array. Raises DataError."""
     from orbax.checkpoint import v1 as ocp
 
+    if not has(step_dir, part):
+        cure = "--config.init.from with this path and another --workdir, which starts from its weights"
+        raise DataError(f"there is no {part} in it, as in what was converted or exported", str(step_dir), cure)
     try:
         return ocp.metadata(step_dir.absolute(), checkpointable_name=part).metadata
     except Exception as error:

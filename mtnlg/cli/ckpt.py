@@ -102,7 +102,7 @@ def _show(options: argparse.Namespace) -> int:
     print(f"{step_dir}: step {meta['step']}, {meta['samples']:,} samples, {meta['tokens']:,} tokens")
     defaults, stored = configs.flatten(configs.to_nested(schema.Config())), configs.flatten(meta["config"])
     print("\n".join(f"  {key} = {stored[key]}" for key in stored if stored[key] != defaults.get(key)))
-    for part in PARTS:
+    for part in (part for part in PARTS if checkpoint.has(step_dir, part)):
         leaves = checkpoint.stored_arrays(step_dir, part) if options.stats else by_path(checkpoint.stored_shapes(step_dir, part))
         rows = [_row(name, leaf, options.stats) for name, leaf in leaves.items()]
         num_bytes = sum(_num_bytes(leaf) for leaf in leaves.values())
@@ -142,7 +142,7 @@ def _diff(options: argparse.Namespace) -> int:
     rows = [(key, str(flat[0].get(key, "-")), str(flat[1].get(key, "-"))) for key in keys]
     lines = text.table([("", str(here), str(there)), *rows], "<<<") if rows else []
     for part in PARTS:
-        arrays = [checkpoint.stored_arrays(one, part) for one in (here, there)]
+        arrays = [checkpoint.stored_arrays(one, part) if checkpoint.has(one, part) else {} for one in (here, there)]
         found = [(name, _difference(*(one.get(name) for one in arrays))) for name in dict.fromkeys([*arrays[0], *arrays[1]])]
         found = [(name, said) for name, said in found if said]
         if found:

@@ -20,6 +20,10 @@ class Foreign(NamedTuple):
     architecture: str
     text_folder: pathlib.Path | None
 
+    @property
+    def where(self) -> str:
+        return self.tensors.where
+
     def read(self, key: Key, index: tuple[slice, ...] = (), dtype=None) -> np.ndarray:
         """A slice of one layer of a parameter, in our order of axes; of the file only what it needs."""
         return self.layout.ours(self.tensors.read, key, index, dtype)

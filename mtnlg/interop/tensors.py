@@ -9,6 +9,7 @@ import numpy as np
 from mtnlg.core.errors import DataError
 
 FLOATS = {np.dtype(name): name for name in ("float32", "float16")} | {np.dtype(ml_dtypes.bfloat16): "bfloat16"}
+DTYPES = {name: dtype for dtype, name in FLOATS.items()}
 MOST_LINES = 40
 
 

@@ -1,0 +1,217 @@
+"""From weights to a run, or to a folder for transformers and vLLM: layer by layer, so that no model is too large; stopped, it goes on."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+
+from mtnlg import checkpoint, layered
+from mtnlg import weights as sources
+from mtnlg.core import config as configs
+from mtnlg.core import files, lock, manifest, schema
+from mtnlg.core.errors import CannotWrite, DataError
+from mtnlg.data import tokenizer as tokenizers
+from mtnlg.interop import huggingface, safetensors
+from mtnlg.interop.layout import Key, Layout, name_of
+from mtnlg.interop.tensors import DTYPES, FLOATS, Stored
+from mtnlg.run.folder import RunFolder
+from mtnlg.weights import Weights
+
+JOURNAL = "journal.jsonl"
+NAMED_BY = "OUT"
+
+
+class Journal:
+    """What of a conversion is on the disk: a line for each piece, behind one that says which conversion it is."""
+
+    def __init__(self, folder: pathlib.Path, identity: dict):
+        self._file = files.AppendFile(folder / JOURNAL)
+        lines = [json.loads(line) for line in (folder / JOURNAL).read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        if not lines:
+            self.add(identity)
+        elif lines[0] != identity:
+            cure = f"another OUT, or remove {folder}"
+            raise CannotWrite("another conversion was stopped here, of other weights or with other options", str(folder), cure)
+        self.pieces = lines[1:]
+
+    def add(self, piece: dict) -> None:
+        self._file.append(json.dumps(piece).encode() + b"\n")
+        self._file.sync()
+
+
+@contextlib.contextmanager
+def _unfinished(out: pathlib.Path, this: dict) -> Iterator[tuple[pathlib.Path, Journal]]:
+    """A folder to write into, which bears the name OUT when all is done, and the journal of it. Raises CannotWrite."""
+    if out.exists():
+        raise CannotWrite("something is there already", str(out), "another OUT")
+    work = files.draft(out)
+    files.make_folder(work / "made")
+
+    def refuse(owner: str):
+        raise CannotWrite(f"this is being written by {owner}", str(work), "another OUT, or stop it first") from None
+
+    with lock.held(work / "lock", refuse):
+        yield work / "made", Journal(work, this)
+        with files.writing(out):
+            os.replace(work / "made", out)
+            files.sync_folder(out.parent)
+            shutil.rmtree(work)
+
+
+def identity(path: str | os.PathLike, **options) -> dict:
+    """What makes a conversion this one: the files that it reads, and its options."""
+    source = pathlib.Path(path)
+    found = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
+    listed = [[str(p.relative_to(source)), p.stat().st_size, p.stat().st_mtime_ns] for p in found]
+    return {"source": hashlib.sha256(json.dumps(listed).encode()).hexdigest(), "options": options}
+
+
+def to_run(weights: Weights, out: str | os.PathLike, this: dict, tokenizer: str | None = None, progress: bool = True) -> None:
+    """Writes a run with one checkpoint, of step 0 and without an optimizer: what `from_pretrained`, `generate` and init.from take.
+
+    this: of `identity`; tokenizer: a path; None: that of the weights. Raises CannotWrite, TemporaryFailure, MissingInput, DataError.
+    """
+    out = pathlib.Path(out)
+    text = tokenizers.load(tokenizer or weights.text_folder)
+    require_ids(text, weights.model)
+    compute = "bfloat16" if FLOATS.get(weights.dtype) == "bfloat16" else "float32"
+    config = schema.Config(name=out.name, model=weights.model, train=schema.Train(compute_dtype=compute))
+    with _unfinished(out, this) as (draft, journal):
+        step = draft / "checkpoints" / "0.saving"
+        if step.with_suffix("").exists():
+            return
+        files.make_folder(step.parent)
+        writer = layered.LayerWriter(step, sources.shapes(weights.model), "float32")
+        done = {Key(*piece["key"]) for piece in journal.pieces}
+        keys = sources.keys(weights.model)
+        with _bar(sum(_num_numbers(weights.model, key) for key in keys) * 4, progress) as bar:
+            for key in keys:
+                if key not in done:
+                    writer.write(key.path, key.layer, sources.blocks(weights, key))
+                    journal.add({"key": list(key)})
+                bar.update(_num_numbers(weights.model, key) * 4)
+        text.save(draft / "tokenizer")
+        with RunFolder(draft) as folder:
+            folder.record(config, {})
+        meta = {"step": 0, "samples": 0, "tokens": 0, "config": configs.to_nested(config), "tokenizer_sha256": text.sha256}
+        meta |= {"architecture": weights.architecture, "dtype": FLOATS.get(weights.dtype, "float32")}
+        checkpoint.Checkpoints(step.parent, keep_last=1).publish(step, step.with_suffix(""), meta)
+
+
+def require_ids(tokenizer: tokenizers.Tokenizer, model: schema.Model) -> None:
+    """Raises DataError for a tokenizer whose ids the model has no rows for."""
+    if tokenizer.vocab_size > model.vocab_size:
+        what = f"the tokenizer has {tokenizer.vocab_size} ids, and the model {model.vocab_size}"
+        raise DataError(what, "tokenizer", "the tokenizer that the model was trained with")
+
+
+def to_hf(
+    weights: Weights,
+    out: str | os.PathLike,
+    this: dict,
+    *,
+    dtype: str | None = None,
+    architecture: str | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    tokenizer: str | None = None,
+    progress: bool = True,
+) -> None:
+    """Writes config.json, safetensors, the tokenizer and a hash list.
+
+    dtype: float32, bfloat16 or float16, to which numbers are rounded; None: what they came in, which must hold them exactly.
+    architecture: of transformers; None: the one that the weights came from, or the first that can say all of the model.
+    Raises ConfigError (no architecture can), DataError (numbers that the dtype cannot hold), CannotWrite, TemporaryFailure.
+    """
+    out = pathlib.Path(out)
+    text = tokenizers.load(tokenizer or weights.text_folder)
+    hint = weights.architecture if weights.architecture and huggingface.fits(weights.model, weights.architecture) else None
+    architecture = huggingface.choose(weights.model, architecture or hint)
+    layout = Layout(weights.model, huggingface.ARCHITECTURES[architecture].tensors(weights.model))
+    said = dtype or FLOATS.get(weights.dtype, "float32")
+    tensors = {name_of(tensor, layer): (tensor, layer) for tensor, layer in layout.names()}
+    stored = {name: Stored(layout.shape(tensor), DTYPES[said]) for name, (tensor, _) in tensors.items()}
+    shards = safetensors.shards(stored, max_shard_bytes)
+    named = list(zip(safetensors.shard_names(len(shards)), shards, strict=True))
+    cast = Cast(DTYPES[said], rounding=dtype is not None)
+    with _unfinished(out, this | {"dtype": said, "architecture": architecture, "shards": len(shards)}) as (draft, journal):
+        hashed = {piece["file"]: piece["row"] for piece in journal.pieces}
+        with _bar(sum(_num_bytes(one) for one in stored.values()), progress) as bar:
+            for file, names in named:
+                if file in hashed and manifest.row(draft / file) == hashed[file]:
+                    bar.update(sum(_num_bytes(stored[name]) for name in names))
+                    continue
+                pieces = ((name, *tensors[name]) for name in names)
+                hashed[file] = _write_shard(draft / file, weights, layout, {name: stored[name] for name in names}, pieces, cast, bar)
+                journal.add({"file": file, "row": hashed[file]})
+        if len(shards) > 1:
+            files.write_atomic(draft / safetensors.INDEX, safetensors.index(stored, named), NAMED_BY)
+        ids = {"bos_token_id": text.start_ids[0] if text.start_ids else text.eod_id, "eos_token_id": text.eod_id}
+        files.write_atomic(draft / huggingface.CONFIG, huggingface.config_json(weights.model, architecture, said, ids), NAMED_BY)
+        text.save(draft)
+        files.write_atomic(draft / manifest.NAME, manifest.content(draft, hashed), NAMED_BY)
+
+
+class Cast:
+    """Numbers in another dtype. Raises DataError where they overflow, and where digits are lost that nobody said may be."""
+
+    def __init__(self, dtype: np.dtype, rounding: bool):
+        self.dtype, self._rounding = dtype, rounding
+
+    def __call__(self, rows: np.ndarray, name: str) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            narrow = rows.astype(self.dtype)
+        same = np.array_equal(narrow.astype(rows.dtype), rows, equal_nan=True)
+        if not same and not self._rounding:
+            raise DataError(
+                f"{self.dtype} does not hold the numbers of {name} exactly",
+                "--to=hf",
+                f"--dtype={self.dtype}, to round them, or --dtype=float32",
+            )
+        if not same and np.any(np.isinf(narrow.astype(np.float32)) & np.isfinite(rows)):
+            raise DataError(f"numbers of {name} are too large for {self.dtype}", "--dtype", "--dtype=bfloat16 or float32")
+        return narrow
+
+
+def _write_shard(path: pathlib.Path, weights: Weights, layout: Layout, stored, pieces, cast: Cast, bar) -> dict:
+    """One safetensors file, tensor by tensor; its row of the hash list."""
+    digest, draft = hashlib.sha256(), files.draft(path)
+    num_bytes = sum(map(_num_bytes, stored.values()))
+    with files.writing(path, num_bytes, NAMED_BY), open(draft, "wb") as file:
+
+        def put(content) -> None:
+            file.write(content)
+            digest.update(content)
+
+        put(safetensors.header(stored))
+        for name, tensor, layer in pieces:
+            made = layout.theirs(lambda key, name=name: _cast_blocks(weights, key, cast, name), tensor, layer, cast.dtype)
+            put(memoryview(made.reshape(-1).view(np.uint8)))
+            bar.update(made.nbytes)
+        files.sync(file)
+    os.replace(draft, path)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _cast_blocks(weights: Weights, key: Key, cast: Cast, name: str) -> Iterator[tuple[int, np.ndarray]]:
+    for start, rows in sources.blocks(weights, key):
+        yield start, cast(rows, name)
+
+
+def _num_numbers(model: schema.Model, key: Key) -> int:
+    return int(np.prod(sources.shapes(model)[key.path][key.layer is not None :], dtype=np.int64))
+
+
+def _num_bytes(one: Stored) -> int:
+    return int(np.prod(one.shape, dtype=np.int64)) * one.dtype.itemsize
+
+
+def _bar(num_bytes: int, progress: bool):
+    """In MB/s on a terminal, and a silent one elsewhere."""
+    from tqdm import tqdm
+
+    return tqdm(total=num_bytes, unit="B", unit_scale=True, leave=False, disable=None if progress else True)

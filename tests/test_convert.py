@@ -1,0 +1,183 @@
+"""Converting: stopped anywhere it goes on, nothing half appears, and what cannot be kept is said."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, "tests/interop")
+import cases
+
+from mtnlg import checkpoint, convert, layered
+from mtnlg import weights as sources
+from mtnlg.cli import main
+from mtnlg.core import config as configs
+from mtnlg.core import files, manifest
+from mtnlg.core.errors import CannotWrite, ConfigError, DataError
+from mtnlg.data import tokenizer as tokenizers
+from mtnlg.interop import huggingface
+
+CASE = "llama3"
+TEXT = "the cat sat on the mat, and the dog lay under the table.\n" * 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model of Hugging Face with its tokenizer."""
+    found, where = cases.golden()[CASE], tmp_path_factory.mktemp("convert") / "model"
+    cases.write_folder(where, found["config"], cases.random_tensors(found["shapes"]))
+    tokenizers.train([TEXT], where / "tokenizer.model", kind="bpe", vocab_size=300, max_bytes=10_000)
+    return where
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("converted") / "run"
+    convert.to_run(sources.open_weights(folder), out, convert.identity(folder), progress=False)
+    return out
+
+
+def stopping(monkeypatch, owner, name, after):
+    """Makes a function raise at its call number `after`; returns the list of calls."""
+    calls, true = [], getattr(owner, name)
+
+    def counted(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == after:
+            raise KeyboardInterrupt
+        return true(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, counted)
+    return calls
+
+
+def tree_of(run):
+    return checkpoint.stored_arrays(checkpoint.find(run), "params")
+
+
+@pytest.mark.parametrize("after", (1, 2, 12, 19))
+def test_a_conversion_to_a_run_goes_on(after, folder, run, tmp_path, monkeypatch):
+    """Killed before, within and after the layers, and again: what is on the disk is not made twice, and the end is the same."""
+    this, out = convert.identity(folder), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        calls = stopping(patch, layered.LayerWriter, "write", after)
+        with pytest.raises(KeyboardInterrupt):
+            convert.to_run(sources.open_weights(folder), out, this, progress=False)
+        assert not out.exists()
+    with monkeypatch.context() as patch:
+        calls = stopping(patch, layered.LayerWriter, "write", None)
+        convert.to_run(sources.open_weights(folder), out, this, progress=False)
+        assert len(calls) == len(sources.keys(sources.open_weights(run).model)) - after + 1
+    assert not files.draft(out).exists()
+    expected = tree_of(run)
+    assert expected.keys() == tree_of(out).keys()
+    assert all(np.array_equal(tree_of(out)[path], expected[path]) for path in expected)
+
+
+def test_stopped_when_only_the_name_was_missing(folder, run, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stopping(patch, convert.os, "replace", sys.maxsize)
+        true = convert.os.replace
+        patch.setattr(convert.os, "replace", lambda a, b: true(a, b) if b != out else (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            convert.to_run(sources.open_weights(folder), out, convert.identity(folder), progress=False)
+    convert.to_run(sources.open_weights(folder), out, convert.identity(folder), progress=False)
+    assert all(np.array_equal(tree_of(out)[path], leaf) for path, leaf in tree_of(run).items())
+
+
+@pytest.mark.parametrize("after", (1, 3))
+def test_a_conversion_to_hugging_face_goes_on(after, run, tmp_path, monkeypatch):
+    options = {"max_shard_bytes": 20_000, "progress": False}
+    convert.to_hf(sources.open_weights(run), tmp_path / "whole", {}, **options)
+    with monkeypatch.context() as patch:
+        stopping(patch, convert, "_write_shard", after)
+        with pytest.raises(KeyboardInterrupt):
+            convert.to_hf(sources.open_weights(run), tmp_path / "out", {}, **options)
+    damaged = next(iter((files.draft(tmp_path / "out") / "made").glob("*.safetensors")), None)
+    if damaged:  # a file that was changed meanwhile is made again
+        damaged.write_bytes(damaged.read_bytes()[:-1])
+    convert.to_hf(sources.open_weights(run), tmp_path / "out", {}, **options)
+    assert manifest.problems(tmp_path / "out") == []
+    whole = {file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir()}
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == whole
+
+
+def test_a_draft_of_another_conversion_is_left_alone(folder, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stopping(patch, layered.LayerWriter, "write", 2)
+        with pytest.raises(KeyboardInterrupt):
+            convert.to_run(sources.open_weights(folder), tmp_path / "run", convert.identity(folder), progress=False)
+    with pytest.raises(CannotWrite, match="another conversion was stopped here"):
+        convert.to_run(sources.open_weights(folder), tmp_path / "run", convert.identity(folder, other="options"), progress=False)
+
+
+def test_what_is_there_is_left_alone(folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CannotWrite, match="something is there already"):
+        convert.to_run(sources.open_weights(folder), tmp_path / "out", {}, progress=False)
+
+
+def test_numbers_that_a_dtype_cannot_hold(folder, tmp_path):
+    """Rounding has to be asked for; what overflows is refused even then."""
+    wide = sources.open_weights(folder)._replace(dtype=np.dtype("float16"))  # a claim that is not true
+    with pytest.raises(
+        DataError, match="float16 does not hold the numbers of model.embed_tokens.weight exactly.*--dtype=float16, to round"
+    ):
+        convert.to_hf(wide, tmp_path / "exact", {}, progress=False)
+    convert.to_hf(wide, tmp_path / "rounded", {}, dtype="float16", progress=False)
+    back = huggingface.open_folder(tmp_path / "rounded")
+    name = "model.embed_tokens.weight"
+    assert np.array_equal(back.tensors.read(name), wide.tensors.read(name).astype(np.float16))
+
+    huge = cases.random_tensors(cases.golden()[CASE]["shapes"])
+    huge[name][0, 0] = 1e6
+    where = cases.write_folder(tmp_path / "huge", cases.golden()[CASE]["config"], huge)
+    with pytest.raises(DataError, match="too large for float16"):
+        convert.to_hf(sources.open_weights(where), tmp_path / "out", {}, dtype="float16", tokenizer=str(folder), progress=False)
+
+
+def test_what_no_architecture_can_say(run):
+    model = sources.open_weights(run).model
+    assert huggingface.choose(model) == "LlamaForCausalLM"
+    with pytest.raises(ConfigError, match=r"the nearest is LlamaForCausalLM, which differs in\n  - model.position=alibi, there rope\n"):
+        huggingface.choose(dataclasses.replace(model, position="alibi", rope_scaling="none"))
+
+
+def test_a_tokenizer_with_more_ids_than_the_model(folder, tmp_path):
+    text = [pathlib.Path(__file__).read_text()]
+    tokenizers.train(text, tmp_path / "wide" / "tokenizer.model", kind="bpe", vocab_size=400, max_bytes=10_000)
+    with pytest.raises(DataError, match="the tokenizer has 400 ids, and the model 320"):
+        convert.to_run(sources.open_weights(folder), tmp_path / "run", {}, str(tmp_path / "wide"), progress=False)
+
+
+def test_a_converted_run_is_a_run(run):
+    """Every command takes it: its manifest, its config, its weights for a fine-tuning, and what it has not got is said."""
+    step_dir = checkpoint.find(run)
+    checkpoint.require_good(step_dir)
+    config = configs.from_flat(configs.flatten(checkpoint.meta(step_dir)["config"]))
+    assert json.loads((run / "config.json").read_text()) == configs.to_nested(config)
+    with pytest.raises(DataError, match="there is no optimizer in it"):
+        checkpoint.stored_shapes(step_dir, "optimizer")
+
+
+def test_reading_a_layer_is_reading_that_of_the_whole(run):
+    reader, whole = layered.LayerReader(checkpoint.find(run)), tree_of(run)
+    for key in sources.keys(sources.open_weights(run).model):
+        expected = whole[key.path] if key.layer is None else whole[key.path][key.layer]
+        assert np.array_equal(reader.read(key.path, key.layer), expected)
+        assert np.array_equal(reader.read(key.path, key.layer, slice(1, 3)), expected[1:3])
+
+
+def test_the_command(folder, tmp_path, capsys):
+    assert main.main(["convert", "--from=hf", "--to=run", str(folder), str(tmp_path / "run")]) == 0
+    assert "parameters" in capsys.readouterr().out
+    assert main.main(["convert", "--to=hf", str(tmp_path / "run"), str(tmp_path / "hf")]) == 0
+    assert main.main(["ckpt", "verify", str(tmp_path / "run")]) == 0
+    assert main.main(["ckpt", "show", str(tmp_path / "run")]) == 0
+    assert main.main(["convert", "--to=run", "--dtype=float16", str(folder), str(tmp_path / "x")]) == 2
+    assert main.main(["convert", "--to=run", str(tmp_path / "nothing"), str(tmp_path / "x")]) == 66
+    assert "there is no checkpoint" in capsys.readouterr().err
