@@ -5,6 +5,7 @@ Megatron's), for which a stand-in that only keeps attributes is put. A file that
 with the checksums that torch has written since 1.6.
 """
 
+import contextlib
 import os
 import pathlib
 import pickletools
@@ -12,6 +13,7 @@ import re
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes
@@ -76,7 +78,7 @@ class File:
                 warnings.simplefilter("ignore")
                 named, self._sums = _zip_names(self.path) if zipped else (_old_names(self.path), None)
                 stood_for = [(StandIn, name) for name in named if name in KNOWN or name.startswith(MEGATRON)]
-                with torch.serialization.safe_globals(stood_for):
+                with _only_safe(stood_for):
                     self.state: dict[str, Any] = torch.load(self.path, map_location="cpu", mmap=zipped, weights_only=True)
         except Exception as error:  # what torch raises for damaged files is of a dozen kinds
             if refused := re.search(r"GLOBAL (\S+)", str(error)):
@@ -111,6 +113,21 @@ class File:
         if (whole.nbytes, zlib.crc32(whole)) not in self._sums:
             raise DataError(f"{name} is damaged: its checksum is another", str(self.path), CURE)
         self._sound.add(storage.data_ptr())
+
+
+@contextlib.contextmanager
+def _only_safe(stood_for: list[tuple[type, str]]) -> Iterator[None]:
+    """Makes these all that torch puts for a class of others: not what else in this process has called safe."""
+    import torch
+
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        with torch.serialization.safe_globals(stood_for):
+            yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 def _zip_names(path: pathlib.Path) -> tuple[set[str], set[tuple[int, int]] | None]:
