@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 from megatron_tree import random_params
-from test_megatron import params_of, whole
+from test_megatron import assert_same, params_of, whole
 
 from mtnlg.core import schema
 from mtnlg.core.tree import map_with_path
-from mtnlg.interop import megatron, megatron_args
+from mtnlg.interop import megatron, megatron_args, megatron_ranks
 from mtnlg.model import count, loss, transformer
 
 torch = pytest.importorskip("torch")
@@ -35,27 +35,46 @@ MODELS = {
     "Llama": dataclasses.replace(GROUPED, bias_qkv=False, bias_mlp=False, bias_norm=False),
     "Qwen": dataclasses.replace(GROUPED, bias_mlp=False, bias_norm=False, qk_norm=True, norm_eps=1e-6),
 }
+MANY_GROUPS = dataclasses.replace(MODELS["Qwen"], num_kv_heads=4)
 
 
-@pytest.fixture(scope="module")
-def parallel(tmp_path_factory):
-    """Megatron's groups of one process, on a CPU: dropout, which is off, keeps no state of a GPU's."""
-    from megatron.core import parallel_state
+@pytest.fixture(autouse=True)
+def on_a_cpu(monkeypatch):
+    """Dropout, which is off, keeps no state of a GPU's, and masks are not made on one."""
     from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
 
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path_factory.mktemp('gloo')}/store", rank=0, world_size=1)
-    parallel_state.initialize_model_parallel(1, 1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "current_device", lambda: "cpu")
-        ones = torch.ones
-        patch.setattr(torch, "ones", lambda *sizes, device=None, **options: ones(*sizes, **options))  # a mask on "cuda"
-        patch.setattr(CudaRNGStatesTracker, "fork", lambda tracker: contextlib.nullcontext())
+    ones = torch.ones
+    monkeypatch.setattr(torch, "ones", lambda *sizes, device=None, **options: ones(*sizes, **options))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)
+    monkeypatch.setattr(CudaRNGStatesTracker, "fork", lambda tracker: contextlib.nullcontext())
+
+
+@contextlib.contextmanager
+def rank_of(rank: int, num_ranks: int, stage: int, num_stages: int):
+    """Megatron's groups as this rank sees them, the others only pretended: models can be made, and computed with where it is alone."""
+    from megatron.core import parallel_state
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    size, own = num_ranks * num_stages, stage * num_ranks + rank
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=own, world_size=size)
+    try:
+        parallel_state.initialize_model_parallel(num_ranks, num_stages, create_gloo_process_groups=False)
+        assert parallel_state.get_tensor_model_parallel_rank() == rank
+        assert parallel_state.get_pipeline_model_parallel_rank() == stage
         yield
-    parallel_state.destroy_model_parallel()
-    torch.distributed.destroy_process_group()
+    finally:
+        parallel_state.destroy_model_parallel()
+        torch.distributed.destroy_process_group()
 
 
-def theirs(args: dict):
+@pytest.fixture
+def alone():
+    with rank_of(0, 1, 0, 1):
+        yield
+
+
+def theirs(args: dict, noise: float = 0.1, first: bool = True, last: bool = True):
     """Megatron's model of these args, its numbers at random (megatron/training/arguments.py, core_transformer_config_from_args)."""
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.models.gpt.gpt_model import GPTModel
@@ -81,12 +100,17 @@ def theirs(args: dict):
         hidden_dropout=0.0,
         attention_dropout=0.0,
         use_cpu_initialization=True,
+        tensor_model_parallel_size=said.tensor_model_parallel_size,
+        pipeline_model_parallel_size=said.pipeline_model_parallel_size,
+        pipeline_dtype=torch.float32,
     )
     torch.manual_seed(0)
     model = GPTModel(
         config,
         get_gpt_layer_local_spec(qk_layernorm=said.qk_layernorm, normalization=said.normalization),
         vocab_size=said.padded_vocab_size,
+        pre_process=first,
+        post_process=last,
         max_sequence_length=said.max_position_embeddings,
         position_embedding_type=said.position_embedding_type,
         rotary_percent=said.rotary_percent,
@@ -98,7 +122,7 @@ def theirs(args: dict):
     ).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # biases and norms too, so that nothing hides
-            parameter += 0.1 * torch.randn(parameter.shape)
+            parameter += noise * torch.randn(parameter.shape)
     return model
 
 
@@ -129,20 +153,31 @@ def error(a: np.ndarray, b: np.ndarray) -> float:
     return np.abs(a - b).max() / np.abs(b).max()
 
 
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
-def test_its_checkpoint_computes_the_same(model, parallel, tmp_path):
-    args = megatron_args.write(model) | {"padded_vocab_size": V}
-    judge = theirs(args)
-    folder = tmp_path / "iter_0000001" / "mp_rank_00"
-    folder.mkdir(parents=True)
+def saved(folder, judge, args: dict, rank: int = 0) -> None:
+    path = folder / megatron_ranks.rank_folder((rank, 0), 1) / "model_optim_rng.pt"
+    path.parent.mkdir(parents=True)
     state = {"args": argparse.Namespace(**args), "checkpoint_version": 3.0, "model": judge.state_dict_for_save_checkpoint()}
-    torch.save(state, folder / "model_optim_rng.pt")
-    foreign = megatron.open_folder(folder.parent)
+    torch.save(state, path)
+
+
+def args_of(model: schema.Model, num_ranks: int = 1) -> dict:
+    return megatron_args.write(model) | {
+        "padded_vocab_size": V,
+        "tensor_model_parallel_size": num_ranks,
+        "pipeline_model_parallel_size": 1,
+    }
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
+def test_its_checkpoint_computes_the_same(model, alone, tmp_path):
+    judge = theirs(args_of(model))
+    saved(tmp_path, judge, args_of(model))
+    foreign = megatron.open_folder(tmp_path)
     assert error(our_logits(foreign.model, params_of(foreign)), their_logits(judge)) < 1e-5
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
-def test_it_takes_what_we_write(model, parallel, tmp_path):
+def test_it_takes_what_we_write(model, alone, tmp_path):
     params = {path: 0.2 * rows + ("norm/scale" in path) for path, rows in random_params(model).items()}
     layout = megatron.layout_for(model, 1, 1)
     megatron.write(tmp_path, layout, whole(params, layout))
@@ -150,3 +185,29 @@ def test_it_takes_what_we_write(model, parallel, tmp_path):
     judge = theirs(vars(state["args"]))
     judge.load_state_dict(state["model"])
     assert error(our_logits(model, params), their_logits(judge)) < 1e-5
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+@pytest.mark.parametrize("model", [MODELS["gpt2"], MODELS["gated, with biases"], MANY_GROUPS])
+def test_its_own_partition(model, num_ranks, tmp_path):
+    """Each rank makes the whole of a tensor from one seed and keeps its part: put together they are what one rank alone makes."""
+    for size in (1, num_ranks):
+        for rank in range(size):
+            with rank_of(rank, size, 0, 1):
+                args = args_of(model, size)
+                saved(tmp_path / str(size), theirs(args, noise=0.0), args, rank)
+    assert_same(*(params_of(megatron.open_folder(tmp_path / str(size))) for size in (num_ranks, 1)))
+
+
+@pytest.mark.parametrize(("num_ranks", "num_stages"), [(1, 2), (2, 1), (2, 2)])
+@pytest.mark.parametrize("model", [MODELS["gpt2"], MODELS["gated, with biases"], MANY_GROUPS])
+def test_every_rank_takes_its_file(model, num_ranks, num_stages, tmp_path):
+    params, layout = random_params(model), megatron.layout_for(model, num_ranks, num_stages)
+    megatron.write(tmp_path, layout, whole(params, layout), num_ranks, num_stages)
+    for stage in range(num_stages):
+        for rank in range(num_ranks):
+            path = tmp_path / "release" / megatron_ranks.rank_folder((rank, stage), num_stages) / "model_optim_rng.pt"
+            state = torch.load(path, weights_only=False)
+            with rank_of(rank, num_ranks, stage, num_stages):
+                judge = theirs(vars(state["args"]), 0.0, stage == 0, stage == num_stages - 1)
+                judge.load_state_dict(state["model"])
