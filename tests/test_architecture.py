@@ -49,6 +49,7 @@ HOMES = {
     "jinja2": {"data"},
     "ml_collections": {"core"},
     "safetensors": {"interop"},
+    "torch": {"interop"},
     "matplotlib": {"run"},
     "tensorboardX": {"run"},
     "zstandard": {"corpus", "factory"},
