@@ -121,7 +121,11 @@ class LanguageModel:
 
         A piece is given out when it is whole UTF-8 and can no longer become part of a stop string.
         """
-        request = Request(prompt_ids(self.tokenizer, prompt), **sampling)
+        return self.stream_from(prompt_ids(self.tokenizer, prompt), stop, **sampling)
+
+    def stream_from(self, ids: Sequence[int], stop: Sequence[str] = (), **sampling) -> Iterator[str]:
+        """The text that follows these ids, in the same way; ends at any of the tokenizer's `end_ids`."""
+        request = Request(ids, **sampling)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         held = ""
         for count, tokens_B in enumerate(self.engine.stream([request]), start=1):

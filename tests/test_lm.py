@@ -98,6 +98,15 @@ def test_the_end_of_the_document_ends_the_text(model, monkeypatch):
     assert model.tokenizer.decode(model.generate([5], max_new_tokens=len(ids))) == "the cat"
 
 
+def test_any_of_the_tokenizers_ends_ends_the_text(model, monkeypatch):
+    other = model.tokenizer.encode("dog")[-1]
+    monkeypatch.setattr(model.tokenizer, "end_ids", frozenset({model.tokenizer.eod_id, other}))
+    ids = [*model.tokenizer.encode("the cat"), other, *model.tokenizer.encode(" sat")]
+    assert spoken(model, monkeypatch, ids).complete("a", max_new_tokens=len(ids)) == "the cat"
+    assert "".join(model.stream_from([5], max_new_tokens=len(ids))) == "the cat"
+    assert model.tokenizer.decode(model.generate([5], max_new_tokens=len(ids))) == "the cat"
+
+
 def byte_ids(model, text):
     """One piece for every byte."""
     ids = {model.tokenizer.decode_bytes([id]): id for id in reversed(range(model.tokenizer.vocab_size))}
