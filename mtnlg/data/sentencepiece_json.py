@@ -10,21 +10,11 @@ import re
 from typing import Any
 
 from mtnlg.core.errors import DataError
-from mtnlg.data import companions
 from mtnlg.data.tokenizer import SPACE, SentencePieceTokenizer
 
 FILE = "tokenizer.json"
 _NORMAL, _UNKNOWN, _CONTROL, _, _, _BYTE = range(1, 7)
 _NEVER = -1e6  # the score of a piece that no text may be cut into, as "<0x0A>"
-
-
-def files(tokenizer: SentencePieceTokenizer) -> dict[str, bytes]:
-    """tokenizer.json, and a tokenizer_config.json where the tokenizer has none beside it. Raises DataError, as `description`."""
-    eos = next(text for text, id in tokenizer.special_ids.items() if id == tokenizer.eod_id)
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos, "clean_up_tokenization_spaces": False}
-    beside = {companions.SETTINGS: json.dumps(settings, indent=2).encode()}
-    kept = {name: content for name, content in tokenizer.companions.files.items() if name in beside}
-    return beside | kept | {FILE: description(tokenizer)}
 
 
 def description(tokenizer: SentencePieceTokenizer) -> bytes:
