@@ -72,20 +72,21 @@ def identity(path: str | os.PathLike, **options) -> dict:
 
 
 def to_run(weights: Weights, out: str | os.PathLike, this: dict, tokenizer: str | None = None, progress: bool = True) -> None:
-    """Writes a run with one checkpoint, of step 0 and without an optimizer: what `from_pretrained`, `generate` and init.from take.
+    """Writes a run with one checkpoint, without an optimizer: what `from_pretrained`, `generate` and init.from take.
 
     this: of `identity`; tokenizer: a path; None: that of the weights. Raises CannotWrite, TemporaryFailure, MissingInput, DataError.
     """
     out = pathlib.Path(out)
     text = sources.tokenizer_of(weights, tokenizer)
-    compute = "bfloat16" if FLOATS.get(weights.dtype) == "bfloat16" else "float32"
-    config = schema.Config(name=out.name, model=weights.model, train=schema.Train(compute_dtype=compute))
+    config, place = sources.config_of(weights), {"step": 0, "samples": 0, "tokens": 0}
+    if isinstance(weights, sources.RunWeights):
+        place = {name: weights.meta[name] for name in place}
     with _unfinished(out, this) as (draft, journal):
-        step = draft / "checkpoints" / "0.saving"
+        step = draft / "checkpoints" / f"{place['step']}.saving"
         if step.with_suffix("").exists():
             return
         files.make_folder(step.parent)
-        writer = layered.LayerWriter(step, sources.shapes(weights.model), "float32")
+        writer = layered.LayerWriter(step, sources.shapes(weights.model), config.train.param_dtype)
         done = {Key(*piece["key"]) for piece in journal.pieces}
         keys = sources.keys(weights.model)
         with _bar(sum(_num_numbers(weights.model, key) for key in keys) * 4, progress) as bar:
@@ -97,7 +98,7 @@ def to_run(weights: Weights, out: str | os.PathLike, this: dict, tokenizer: str 
         text.save(draft / "tokenizer")
         with RunFolder(draft) as folder:
             folder.record(config, {})
-        meta = {"step": 0, "samples": 0, "tokens": 0, "config": configs.to_nested(config), "tokenizer_sha256": text.sha256}
+        meta = place | {"config": configs.to_nested(config), "tokenizer_sha256": text.sha256}
         meta |= {"architecture": weights.architecture, "dtype": FLOATS.get(weights.dtype, "float32")}
         checkpoint.Checkpoints(step.parent, keep_last=1).publish(step, step.with_suffix(""), meta)
 

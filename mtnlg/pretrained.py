@@ -15,7 +15,6 @@ from mtnlg.core.errors import DataError, MissingInput
 from mtnlg.core.tree import map_with_path
 from mtnlg.data.tokenizer import Tokenizer
 from mtnlg.interop.foreign import Foreign
-from mtnlg.interop.tensors import FLOATS
 from mtnlg.model import count, transformer
 from mtnlg.parallel import arrangement
 from mtnlg.weights import RunWeights
@@ -38,9 +37,9 @@ def open_model(path: str | os.PathLike, tokenizer: str | os.PathLike | None = No
     """
     weights = sources.open_weights(path)
     if not isinstance(weights, RunWeights):
-        train = schema.Train(compute_dtype="bfloat16" if FLOATS.get(weights.dtype) == "bfloat16" else "float32")
-        config = schema.Config(model=weights.model, train=train)
-        return Model(weights.where, config, sources.tokenizer_of(weights, tokenizer), functools.partial(_load_foreign, weights))
+        return Model(
+            weights.where, sources.config_of(weights), sources.tokenizer_of(weights, tokenizer), functools.partial(_load_foreign, weights)
+        )
     folder = weights.text_folder
     if tokenizer is None and not folder.exists():
         raise MissingInput("the run has no tokenizer", str(folder), "the folder that training made, whole")

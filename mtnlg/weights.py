@@ -18,9 +18,11 @@ from mtnlg.data import tokenizer as tokenizers
 from mtnlg.data.tokenizer import Tokenizer
 from mtnlg.interop import gguf, huggingface
 from mtnlg.interop.layout import BLOCKS, Key
-from mtnlg.interop.tensors import DTYPES
+from mtnlg.interop.tensors import DTYPES, FLOATS
 from mtnlg.model import count
 
+# Whose SentencePiece models put <s> before a text where no tokenizer_config.json says otherwise, as transformers' LlamaTokenizer does.
+BEGIN_WITH_BOS = ("LlamaForCausalLM", "MistralForCausalLM")
 KINDS = ("run", "hf", "gguf", "megatron")
 
 
@@ -48,7 +50,7 @@ class RunWeights:
         step_dir = checkpoint.find(path)
         checkpoint.require_good(step_dir)
         self.where, self.meta = str(step_dir), checkpoint.meta(step_dir)
-        self.config = config_of(self.meta, step_dir)
+        self.config = _stored_config(self.meta, step_dir)
         self.model, self.architecture = self.config.model, self.meta.get("architecture")
         self.dtype = DTYPES[self.meta.get("dtype", "float32")]
         self.text_fields, self.text_folder = None, step_dir.parent.parent / "tokenizer"
@@ -59,7 +61,7 @@ class RunWeights:
         return rows[(slice(None), *index[1:])].astype(dtype or rows.dtype, copy=False)
 
 
-def config_of(meta: dict, step_dir: pathlib.Path) -> schema.Config:
+def _stored_config(meta: dict, step_dir: pathlib.Path) -> schema.Config:
     """The config in a checkpoint's meta. Raises DataError when it is another version's."""
     try:
         return configs.from_flat(configs.flatten(meta["config"]))
@@ -91,6 +93,14 @@ def open_weights(path: str | os.PathLike, kind: str | None = None, vocab_size: i
     return {"run": RunWeights, "hf": huggingface.open_folder, "gguf": gguf.open_file}[kind](path)
 
 
+def config_of(weights: Weights) -> schema.Config:
+    """The config that a run of these weights has: its own, or one that computes in bfloat16 where the numbers are, else in float32."""
+    if isinstance(weights, RunWeights):
+        return weights.config
+    compute = "bfloat16" if FLOATS.get(weights.dtype) == "bfloat16" else "float32"
+    return schema.Config(name=weights.architecture, model=weights.model, train=schema.Train(compute_dtype=compute))
+
+
 def tokenizer_of(weights: Weights, path: str | os.PathLike | None = None) -> Tokenizer:
     """The tokenizer at `path`; None: the one that came with the weights. Raises MissingInput, DataError (none that fits them)."""
     if path is None and weights.text_folder is None and weights.text_fields is None:
@@ -99,6 +109,8 @@ def tokenizer_of(weights: Weights, path: str | os.PathLike | None = None) -> Tok
         tokenizer = gguf_tokenizer.load(weights.text_fields, weights.where)
     else:
         tokenizer = tokenizers.load(path or weights.text_folder)
+    if weights.architecture in BEGIN_WITH_BOS and not tokenizer.companions.files:
+        tokenizer = tokenizers.beginning_with_bos(tokenizer, str(path or weights.text_folder))
     if tokenizer.vocab_size > weights.model.vocab_size:
         what = f"the tokenizer has {tokenizer.vocab_size} ids, and the model {weights.model.vocab_size}"
         raise DataError(what, str(path or weights.where), "the tokenizer that the model was trained with")

@@ -1,18 +1,19 @@
-"""Lists, verifies, shows and compares checkpoints.
+"""Lists, verifies, shows, compares and exports checkpoints.
 
   ls PATH        the checkpoints of a run, with what was set aside
   verify PATH    every file against its hash; exit code 65 when one is damaged
   show PATH      what a checkpoint holds: its place in the run, config keys, every array; --stats reads them
   diff A B       config keys and arrays in which two checkpoints differ
+  export PATH OUT   a run with the weights alone, its config and its tokenizer: what generates, a third of the bytes
 
-PATH is a run's folder (show, diff: its newest checkpoint) or one of its checkpoints/STEP.
+PATH is a run's folder (show, diff, export: its newest checkpoint) or one of its checkpoints/STEP.
 """
 
 import argparse
 import math
 import pathlib
 
-VERBS = ("ls", "verify", "show", "diff")
+VERBS = ("ls", "verify", "show", "diff", "export")
 PARTS = ("params", "optimizer")
 PLACE = ("step", "samples", "tokens", "tokenizer_sha256")
 STATS = ("mean", "deviation", "least", "most", "not finite")
@@ -25,7 +26,7 @@ _ASIDE = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "%(prog)s (ls | verify | show | diff) PATH [OTHER] [--stats]"
+    parser.usage = "%(prog)s (ls | verify | show | diff | export) PATH [OTHER] [--stats]"
     parser.add_argument("what", choices=VERBS, metavar="|".join(VERBS), help="what to do")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a run's folder, or one of its checkpoints/STEP")
     parser.add_argument("--stats", action="store_true", help="show: mean, deviation and extremes of every array")
@@ -35,11 +36,11 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     from mtnlg.cli import runtime
     from mtnlg.core.errors import ConfigError
 
-    wanted = 2 if options.what == "diff" else 1
+    wanted = 2 if options.what in ("diff", "export") else 1
     if rest or len(options.paths) != wanted:
         raise ConfigError(f"{options.what} takes {wanted} path{'s' * (wanted > 1)}", "command line", "python -m mtnlg ckpt --help")
     runtime.prepare()
-    return {"ls": _list, "verify": _verify, "show": _show, "diff": _diff}[options.what](options)
+    return {"ls": _list, "verify": _verify, "show": _show, "diff": _diff, "export": _export}[options.what](options)
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -164,3 +165,14 @@ def _difference(here, there) -> str:
     here, there = here.astype(np.float64), there.astype(np.float64)
     share = np.nanmax(np.abs(here - there)) / (np.nanmax(np.abs(there)) or 1.0)
     return f"{np.count_nonzero(here != there):,} of {here.size:,} numbers, up to {share:.2g} of the largest"
+
+
+def _export(options: argparse.Namespace) -> int:
+    from mtnlg import convert, weights
+    from mtnlg.plan import text
+
+    path, out = options.paths
+    opened = weights.open_weights(path, "run")
+    convert.to_run(opened, out, convert.identity(opened.where))
+    print(f"{out}: step {opened.meta['step']}, {weights.num_params(opened.model):,} parameters, {text.size(_bytes(pathlib.Path(out)))}")
+    return 0

@@ -119,6 +119,7 @@ class SentencePieceTokenizer(Tokenizer):
         ids = range(model.get_piece_size())
         self.special_ids = {model.id_to_piece(id): id for id in ids if model.is_control(id)}
         eos_piece = model.id_to_piece(model.eos_id()) if model.eos_id() >= 0 else None
+        self.bos_piece = model.id_to_piece(model.bos_id()) if model.bos_id() >= 0 else None
         names = (beside.tokens.get("eos_token"), eos_piece, END_OF_DOCUMENT, *OTHER_ENDS)
         end = next((name for name in names if name in self.special_ids), None)
         if end is None:
@@ -278,6 +279,15 @@ def load(path) -> Tokenizer:
         content = byte_level.description(*map(_read, pair), where=", ".join(map(str, pair)))
         return JsonTokenizer(content, str(path), companions.read(path))
     raise MissingInput("no tokenizer is there", str(path), "a .model, a tokenizer.json, or a folder with vocab.json and merges.txt")
+
+
+def beginning_with_bos(tokenizer: Tokenizer, where: str) -> Tokenizer:
+    """The same with companions that say that its bos comes before every text; itself where it is no SentencePiece model, or has none."""
+    if not isinstance(tokenizer, SentencePieceTokenizer) or tokenizer.bos_piece is None:
+        return tokenizer
+    texts = {id: text for text, id in tokenizer.special_ids.items()}
+    said = {"add_bos_token": True, "bos_token": tokenizer.bos_piece, "eos_token": texts[tokenizer.eod_id]}
+    return SentencePieceTokenizer(tokenizer.content, where, companions.parse({companions.SETTINGS: json.dumps(said).encode()}, where))
 
 
 def _bos(beside: Companions, ids: dict[str, int]) -> tuple[int, ...]:
