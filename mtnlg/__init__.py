@@ -3,8 +3,8 @@
 __version__ = "0.1.0"
 
 
-def from_pretrained(path, mesh=None, dtype=None):
-    """The model of a run's folder or of one checkpoint, ready to work with: see `mtnlg.lm.from_pretrained`."""
+def from_pretrained(path, mesh=None, dtype=None, tokenizer=None):
+    """The model of a run, a Hugging Face folder, a GGUF file or a Megatron-LM checkpoint: see `mtnlg.lm.from_pretrained`."""
     from mtnlg import lm
 
-    return lm.from_pretrained(path, mesh, dtype)
+    return lm.from_pretrained(path, mesh, dtype, tokenizer)

@@ -148,7 +148,7 @@ def find(path: str | os.PathLike) -> pathlib.Path:
 
 
 def _find(path: pathlib.Path) -> pathlib.Path:
-    if (path / MANIFEST).is_file():
+    if (path / MANIFEST).is_file() and (path / "meta.json").is_file():
         return path
     for directory in (path / "checkpoints", path):
         if steps := whole_steps(directory):

@@ -15,9 +15,9 @@ from mtnlg import weights as sources
 from mtnlg.core import config as configs
 from mtnlg.core import files, lock, manifest, schema
 from mtnlg.core.errors import CannotWrite, DataError
-from mtnlg.data import tokenizer as tokenizers
+from mtnlg.data import hf_files
 from mtnlg.interop import huggingface, safetensors
-from mtnlg.interop.layout import Key, Layout, name_of
+from mtnlg.interop.layout import Key, Layout, Tensor, name_of
 from mtnlg.interop.tensors import DTYPES, FLOATS, Stored
 from mtnlg.run.folder import RunFolder
 from mtnlg.weights import Weights
@@ -77,8 +77,7 @@ def to_run(weights: Weights, out: str | os.PathLike, this: dict, tokenizer: str 
     this: of `identity`; tokenizer: a path; None: that of the weights. Raises CannotWrite, TemporaryFailure, MissingInput, DataError.
     """
     out = pathlib.Path(out)
-    text = tokenizers.load(tokenizer or weights.text_folder)
-    require_ids(text, weights.model)
+    text = sources.tokenizer_of(weights, tokenizer)
     compute = "bfloat16" if FLOATS.get(weights.dtype) == "bfloat16" else "float32"
     config = schema.Config(name=out.name, model=weights.model, train=schema.Train(compute_dtype=compute))
     with _unfinished(out, this) as (draft, journal):
@@ -103,13 +102,6 @@ def to_run(weights: Weights, out: str | os.PathLike, this: dict, tokenizer: str 
         checkpoint.Checkpoints(step.parent, keep_last=1).publish(step, step.with_suffix(""), meta)
 
 
-def require_ids(tokenizer: tokenizers.Tokenizer, model: schema.Model) -> None:
-    """Raises DataError for a tokenizer whose ids the model has no rows for."""
-    if tokenizer.vocab_size > model.vocab_size:
-        what = f"the tokenizer has {tokenizer.vocab_size} ids, and the model {model.vocab_size}"
-        raise DataError(what, "tokenizer", "the tokenizer that the model was trained with")
-
-
 def to_hf(
     weights: Weights,
     out: str | os.PathLike,
@@ -128,7 +120,7 @@ def to_hf(
     Raises ConfigError (no architecture can), DataError (numbers that the dtype cannot hold), CannotWrite, TemporaryFailure.
     """
     out = pathlib.Path(out)
-    text = tokenizers.load(tokenizer or weights.text_folder)
+    text = sources.tokenizer_of(weights, tokenizer)
     hint = weights.architecture if weights.architecture and huggingface.fits(weights.model, weights.architecture) else None
     architecture = huggingface.choose(weights.model, architecture or hint)
     layout = Layout(weights.model, huggingface.ARCHITECTURES[architecture].tensors(weights.model))
@@ -142,7 +134,7 @@ def to_hf(
         hashed = {piece["file"]: piece["row"] for piece in journal.pieces}
         with _bar(sum(_num_bytes(one) for one in stored.values()), progress) as bar:
             for file, names in named:
-                if file in hashed and manifest.row(draft / file) == hashed[file]:
+                if file in hashed and (draft / file).exists() and manifest.row(draft / file) == hashed[file]:
                     bar.update(sum(_num_bytes(stored[name]) for name in names))
                     continue
                 pieces = ((name, *tensors[name]) for name in names)
@@ -150,9 +142,47 @@ def to_hf(
                 journal.add({"file": file, "row": hashed[file]})
         if len(shards) > 1:
             files.write_atomic(draft / safetensors.INDEX, safetensors.index(stored, named), NAMED_BY)
+        for name, content in hf_files.files(text, weights.model.seq_len).items():
+            files.write_atomic(draft / name, content, NAMED_BY)
         ids = {"bos_token_id": text.start_ids[0] if text.start_ids else text.eod_id, "eos_token_id": text.eod_id}
         files.write_atomic(draft / huggingface.CONFIG, huggingface.config_json(weights.model, architecture, said, ids), NAMED_BY)
-        text.save(draft)
+        files.write_atomic(draft / manifest.NAME, manifest.content(draft, hashed), NAMED_BY)
+
+
+def to_megatron(
+    weights: Weights,
+    out: str | os.PathLike,
+    this: dict,
+    *,
+    num_ranks: int = 1,
+    num_stages: int = 1,
+    dtype: str | None = None,
+    progress: bool = True,
+) -> None:
+    """Writes what Megatron-LM takes as a start, for so many tensor ranks and pipeline stages.
+
+    dtype: as in `to_hf`. A rank's part is in memory at once. Raises ConfigError (what Megatron-LM cannot have), DataError, CannotWrite,
+    TemporaryFailure.
+    """
+    from mtnlg.interop import megatron
+
+    layout = megatron.layout_for(weights.model, num_ranks, num_stages)
+    cast = Cast(DTYPES[dtype or FLOATS.get(weights.dtype, "float32")], rounding=dtype is not None)
+
+    def read(tensor: Tensor, layer: int | None) -> np.ndarray:
+        return layout.theirs(lambda key: _cast_blocks(weights, key, cast, tensor.name), tensor, layer, cast.dtype)
+
+    with _unfinished(pathlib.Path(out), this) as (draft, journal):
+        hashed = {piece["file"]: piece["row"] for piece in journal.pieces}
+        parts = megatron.parts(layout, read, num_ranks, num_stages)
+        with _bar(len(parts), progress, "file") as bar:
+            for file, save in parts.items():
+                if file not in hashed or not (draft / file).exists() or manifest.row(draft / file) != hashed[file]:
+                    save(draft / file)
+                    hashed[file] = manifest.row(draft / file)
+                    journal.add({"file": file, "row": hashed[file]})
+                bar.update()
+        megatron.finish(draft)
         files.write_atomic(draft / manifest.NAME, manifest.content(draft, hashed), NAMED_BY)
 
 
@@ -211,8 +241,8 @@ def _num_bytes(one: Stored) -> int:
     return int(np.prod(one.shape, dtype=np.int64)) * one.dtype.itemsize
 
 
-def _bar(num_bytes: int, progress: bool):
-    """In MB/s on a terminal, and a silent one elsewhere."""
+def _bar(count: int, progress: bool, unit: str = "B"):
+    """On a terminal, and a silent one elsewhere."""
     from tqdm import tqdm
 
-    return tqdm(total=num_bytes, unit="B", unit_scale=True, leave=False, disable=None if progress else True)
+    return tqdm(total=count, unit=unit, unit_scale=unit == "B", leave=False, disable=None if progress else True)

@@ -19,16 +19,20 @@ from mtnlg.infer.scorer import Scorer
 from mtnlg.parallel import mesh as meshes
 
 
-def from_pretrained(path: str | os.PathLike, mesh: schema.Mesh | None = None, dtype: str | None = None) -> "LanguageModel":
-    """The model of a run's folder (its newest checkpoint) or of one `checkpoints/STEP`, on a mesh of its own; None: one device.
+def from_pretrained(
+    path: str | os.PathLike, mesh: schema.Mesh | None = None, dtype: str | None = None, tokenizer: str | os.PathLike | None = None
+) -> "LanguageModel":
+    """The model of a run's folder (its newest checkpoint), of one `checkpoints/STEP`, of a folder as Hugging Face's transformers saves it,
+    of a GGUF file or a Megatron-LM checkpoint, on a mesh of its own; None: one device. Every device reads only what it holds.
 
-    dtype: float32, bfloat16 or float64, which weights lie and are computed with in; None: train.compute_dtype of the run. The mesh of the
-    training does not matter. Of this one mesh.zero does not: the weights lie once, as they are computed with.
+    dtype: float32, bfloat16 or float64, which weights lie and are computed with in; None: train.compute_dtype of the run; of others
+    bfloat16 if their numbers are, else float32. tokenizer: a path; None: the one that came with the weights. The mesh of the training
+    does not matter. Of this one mesh.zero does not: the weights lie once, as they are computed with.
 
-    Raises MissingInput (no checkpoint or tokenizer there), DataError (damaged, of another version, or the tokenizer is not the one
+    Raises MissingInput (no weights or tokenizer there), DataError (damaged, unknown, of another version, or the tokenizer is not the one
     trained with) or ConfigError (a mesh or a float64 that cannot be honoured here).
     """
-    model = pretrained.RunModel(path)
+    model = pretrained.open_model(path, tokenizer)
     values = configs.to_flat(model.config) | ({} if dtype is None else {"train.compute_dtype": dtype})
     config = dataclasses.replace(configs.from_flat(values), mesh=dataclasses.replace(mesh or schema.Mesh(), zero=0))
     configs.require_none(validate.mesh_problems(config), model.where)

@@ -1,38 +1,69 @@
 """Where the weights and the tokenizer of a trained model come from."""
 
+import functools
 import os
 import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 
 from mtnlg import checkpoint
+from mtnlg import weights as sources
 from mtnlg.core import schema
 from mtnlg.core.errors import DataError, MissingInput
-from mtnlg.data import tokenizer as tokenizers
-from mtnlg.model import transformer
+from mtnlg.core.tree import map_with_path
+from mtnlg.data.tokenizer import Tokenizer
+from mtnlg.interop.foreign import Foreign
+from mtnlg.interop.tensors import FLOATS
+from mtnlg.model import count, transformer
 from mtnlg.parallel import arrangement
 from mtnlg.weights import RunWeights
 
 
-class RunModel:
-    """A run (its newest checkpoint) or one of its `checkpoints/STEP`: its config, its tokenizer, and its weights for any mesh.
+class Model(NamedTuple):
+    """load_params: (config, mesh) -> the weights, arranged and in the compute dtype, which they get on their way from the disk."""
 
-    Raises MissingInput (no checkpoint or tokenizer there) or DataError (damaged, of another version, or the tokenizer is not the one
-    trained with).
+    where: str
+    config: schema.Config
+    tokenizer: Tokenizer
+    load_params: Callable
+
+
+def open_model(path: str | os.PathLike, tokenizer: str | os.PathLike | None = None) -> Model:
+    """A run (its newest checkpoint), one of its `checkpoints/STEP`, or another project's model: whatever `weights.open_weights` takes.
+
+    tokenizer: a path; None: the one that came with the weights. Raises MissingInput (no weights or tokenizer there) or DataError
+    (damaged, of another version, or the tokenizer is not the one trained with).
     """
+    weights = sources.open_weights(path)
+    if not isinstance(weights, RunWeights):
+        train = schema.Train(compute_dtype="bfloat16" if FLOATS.get(weights.dtype) == "bfloat16" else "float32")
+        config = schema.Config(model=weights.model, train=train)
+        return Model(weights.where, config, sources.tokenizer_of(weights, tokenizer), functools.partial(_load_foreign, weights))
+    folder = weights.text_folder
+    if tokenizer is None and not folder.exists():
+        raise MissingInput("the run has no tokenizer", str(folder), "the folder that training made, whole")
+    text = sources.tokenizer_of(weights, tokenizer)
+    if text.sha256 != weights.meta["tokenizer_sha256"]:
+        where = str(tokenizer or folder)
+        raise DataError("the tokenizer is not the one the model was trained with", where, "the run's own tokenizer/")
 
-    def __init__(self, path: str | os.PathLike):
-        weights = RunWeights(path)
-        self.where, self.config, folder = weights.where, weights.config, weights.text_folder
-        if not folder.exists():
-            raise MissingInput("the run has no tokenizer", str(folder), "the folder that training made, whole")
-        self.tokenizer = tokenizers.load(folder)
-        if self.tokenizer.sha256 != weights.meta["tokenizer_sha256"]:
-            raise DataError("the tokenizer is not the one the model was trained with", str(folder), "the run's own tokenizer/")
+    def load(config: schema.Config, mesh):
+        return load_params(pathlib.Path(weights.where), config, mesh, config.train.compute_dtype)
 
-    def load_params(self, config: schema.Config, mesh):
-        """The weights in the compute dtype, which they get on their way from the disk."""
-        return load_params(pathlib.Path(self.where), config, mesh, config.train.compute_dtype)
+    return Model(weights.where, weights.config, text, load)
+
+
+def _load_foreign(foreign: Foreign, config: schema.Config, mesh):
+    """Each device reads what it holds, of the files only that."""
+    dtype = jax.numpy.dtype(config.train.compute_dtype)
+    shapes = count.abstract_params(config.model)
+
+    def place(path: str, leaf, sharding):
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: foreign.read_stacked(path, index, dtype))
+
+    return arrangement.arranged(config, mesh, map_with_path(place, shapes, arrangement.canonical_shardings(config, mesh, shapes)))
 
 
 def load_params(step_dir: pathlib.Path, config: schema.Config, mesh, dtype: str | None = None):

@@ -4,32 +4,38 @@ import functools
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from mtnlg import checkpoint, layered
 from mtnlg.core import config as configs
 from mtnlg.core import schema
-from mtnlg.core.errors import ConfigError, DataError
+from mtnlg.core.errors import ConfigError, DataError, MissingInput
 from mtnlg.core.tree import by_path
-from mtnlg.interop import huggingface
+from mtnlg.data import gguf_tokenizer
+from mtnlg.data import tokenizer as tokenizers
+from mtnlg.data.tokenizer import Tokenizer
+from mtnlg.interop import gguf, huggingface
 from mtnlg.interop.layout import BLOCKS, Key
 from mtnlg.interop.tensors import DTYPES
 from mtnlg.model import count
 
-KINDS = ("run", "hf")
+KINDS = ("run", "hf", "gguf", "megatron")
 
 
 class Weights(Protocol):
-    """dtype: the narrowest that holds every number; architecture: what another project calls it, if it came from there;
-    text_folder: where its tokenizer lies."""
+    """dtype: the narrowest that holds every number; architecture: what another project calls it, if it came from there.
+
+    text_folder: where its tokenizer lies, or text_fields: the tokenizer, as a GGUF file has it.
+    """
 
     where: str
     model: schema.Model
     dtype: np.dtype
     architecture: str | None
     text_folder: pathlib.Path | None
+    text_fields: dict[str, Any] | None
 
     def read(self, key: Key, index: tuple[slice, ...] = (), dtype=None) -> np.ndarray:
         """A slice of one layer of a parameter, in our order of axes."""
@@ -45,7 +51,7 @@ class RunWeights:
         self.config = config_of(self.meta, step_dir)
         self.model, self.architecture = self.config.model, self.meta.get("architecture")
         self.dtype = DTYPES[self.meta.get("dtype", "float32")]
-        self.text_folder = step_dir.parent.parent / "tokenizer"
+        self.text_fields, self.text_folder = None, step_dir.parent.parent / "tokenizer"
         self._reader = layered.LayerReader(step_dir)
 
     def read(self, key: Key, index: tuple[slice, ...] = (), dtype=None) -> np.ndarray:
@@ -63,17 +69,40 @@ def config_of(meta: dict, step_dir: pathlib.Path) -> schema.Config:
 
 
 def kind_of(path: str | os.PathLike) -> str:
-    """What lies there: one of KINDS; a folder that looks like nothing else is taken for a run."""
-    return (
-        "hf"
-        if (pathlib.Path(path) / "model.safetensors.index.json").is_file() or (pathlib.Path(path) / "model.safetensors").is_file()
-        else "run"
-    )
+    """What lies there, one of KINDS; what looks like nothing else is taken for a run."""
+    path = pathlib.Path(path)
+    if path.suffix == ".gguf":
+        return "gguf"
+    if (path / "latest_checkpointed_iteration.txt").is_file() or any(path.glob("mp_rank_*")):
+        return "megatron"
+    return "hf" if (path / huggingface.CONFIG).is_file() and not (path / "checkpoints").is_dir() else "run"
 
 
-def open_weights(path: str | os.PathLike, kind: str | None = None) -> Weights:
-    """kind: one of KINDS; None: what lies there says it. Raises MissingInput, DataError, ConfigError."""
-    return {"run": RunWeights, "hf": huggingface.open_folder}[kind or kind_of(path)](path)
+def open_weights(path: str | os.PathLike, kind: str | None = None, vocab_size: int | None = None) -> Weights:
+    """kind: one of KINDS; None: what lies there says it. vocab_size: ids of the model, which Megatron-LM's files do not say.
+
+    Raises MissingInput, DataError, ConfigError (a library is not installed).
+    """
+    kind = kind or kind_of(path)
+    if kind == "megatron":
+        from mtnlg.interop import megatron
+
+        return megatron.open_folder(path, vocab_size)
+    return {"run": RunWeights, "hf": huggingface.open_folder, "gguf": gguf.open_file}[kind](path)
+
+
+def tokenizer_of(weights: Weights, path: str | os.PathLike | None = None) -> Tokenizer:
+    """The tokenizer at `path`; None: the one that came with the weights. Raises MissingInput, DataError (none that fits them)."""
+    if path is None and weights.text_folder is None and weights.text_fields is None:
+        raise MissingInput("there is no tokenizer with these weights", weights.where, "--tokenizer=PATH")
+    if path is None and weights.text_fields is not None:
+        tokenizer = gguf_tokenizer.load(weights.text_fields, weights.where)
+    else:
+        tokenizer = tokenizers.load(path or weights.text_folder)
+    if tokenizer.vocab_size > weights.model.vocab_size:
+        what = f"the tokenizer has {tokenizer.vocab_size} ids, and the model {weights.model.vocab_size}"
+        raise DataError(what, str(path or weights.where), "the tokenizer that the model was trained with")
+    return tokenizer
 
 
 def num_params(model: schema.Model) -> int:

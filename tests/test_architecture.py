@@ -23,7 +23,7 @@ ALLOWED = {
     "spmd": {"core", "model", "parallel", "pipeline"},
     "checkpoint": {"core", "parallel"},
     "layered": {"core"},
-    "weights": {"core", "checkpoint", "layered", "interop", "model", "parallel"},
+    "weights": {"core", "data", "checkpoint", "layered", "interop", "model", "parallel"},
     "convert": {"core", "data", "checkpoint", "layered", "weights", "interop", "model", "parallel", "run"},
     "train": {"core", "pipeline", "spmd", "checkpoint", "parallel", "model"},
     "plan": {"core", "model", "parallel", "pipeline", "spmd", "train"},

@@ -17,7 +17,7 @@ VERBS = {
     "plan": "what lies where on a mesh, every collective of a step, and pipeline schedules as pictures",
     "launch": "start a training job in several processes",
     "data": "make a corpus: extract, clean, deduplicate, decontaminate, tokenise, blend",
-    "convert": "bring weights in and out: Hugging Face's folders, runs",
+    "convert": "bring weights in and out: Hugging Face, llama.cpp, Megatron-LM",
     "ckpt": "list, verify, show and compare checkpoints",
     "demo": "train a small model on this Python's own library and show what it learnt",
 }

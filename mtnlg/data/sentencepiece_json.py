@@ -10,28 +10,11 @@ import re
 from typing import Any
 
 from mtnlg.core.errors import DataError
-from mtnlg.data import companions
-from mtnlg.data.tokenizer import SPACE, SentencePieceTokenizer, Tokenizer
+from mtnlg.data.tokenizer import SPACE, SentencePieceTokenizer
 
 FILE = "tokenizer.json"
 _NORMAL, _UNKNOWN, _CONTROL, _, _, _BYTE = range(1, 7)
 _NEVER = -1e6  # the score of a piece that no text may be cut into, as "<0x0A>"
-
-
-def files(tokenizer: Tokenizer) -> dict[str, bytes]:
-    """What transformers wants beside what `save` writes: tokenizer.json, and a tokenizer_config.json that lets it be read as it is.
-
-    A SentencePiece model's has its class changed if need be: transformers' own LlamaTokenizer treats spaces in another way.
-    Raises DataError, as `description`.
-    """
-    is_model = isinstance(tokenizer, SentencePieceTokenizer)
-    if not is_model and companions.SETTINGS in tokenizer.companions.files:
-        return {}
-    eos = next(text for text, id in tokenizer.special_ids.items() if id == tokenizer.eod_id)
-    beside = json.loads(tokenizer.companions.files.get(companions.SETTINGS, b"{}"))
-    settings = {"eos_token": eos, "clean_up_tokenization_spaces": False} | beside | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    found = {companions.SETTINGS: json.dumps(settings, indent=2).encode()}
-    return found | ({FILE: description(tokenizer)} if is_model else {})
 
 
 def description(tokenizer: SentencePieceTokenizer) -> bytes:

@@ -1,7 +1,7 @@
 """A model of another project: what it computes, and where its numbers are."""
 
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,7 +11,10 @@ from mtnlg.interop.tensors import Tensors
 
 
 class Foreign(NamedTuple):
-    """dtype: the narrowest that holds every number; architecture: its project's name; text_folder: where its tokenizer lies, if it does."""
+    """dtype: the narrowest that holds every number; architecture: its project's name.
+
+    text_folder: where its tokenizer lies; text_fields: the tokenizer, as a GGUF file has it; both None: it has none.
+    """
 
     model: schema.Model
     layout: Layout
@@ -19,6 +22,7 @@ class Foreign(NamedTuple):
     dtype: np.dtype
     architecture: str
     text_folder: pathlib.Path | None
+    text_fields: dict[str, Any] | None = None
 
     @property
     def where(self) -> str:
@@ -33,4 +37,9 @@ class Foreign(NamedTuple):
         if not path.startswith("blocks/"):
             return self.read(Key(path, None), index, dtype)
         layers = range(*index[0].indices(self.model.num_layers))
-        return np.stack([self.read(Key(path, layer), index[1:], dtype) for layer in layers])
+        made = None
+        for place, layer in enumerate(layers):
+            rows = self.read(Key(path, layer), index[1:], dtype)
+            made = np.empty((len(layers), *rows.shape), rows.dtype) if made is None else made
+            made[place] = rows
+        return made

@@ -1,8 +1,9 @@
 """A GGUF file (llama.cpp) as a Hugging Face model: its config.json, and its tensors under Hugging Face's names and in their layout."""
 
 import functools
+import os
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -48,14 +49,7 @@ _OTHERS += ("rope.scaling.original_context_length", "rope.scaling.finetuned")
 _LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
-class Model(NamedTuple):
-    """fields: all that the file says, for its tokenizer."""
-
-    foreign: Foreign
-    fields: dict[str, Any]
-
-
-def open_model(path) -> Model:
+def open_file(path: str | os.PathLike) -> Foreign:
     """Opens a GGUF file of the Llama, Qwen2 or Qwen3 architecture (SmolLM2 and Mistral are Llama's). Reads its header only.
 
     Raises MissingInput, or DataError: damaged, another architecture, or, all at once, what it has that cannot be honoured.
@@ -69,7 +63,7 @@ def open_model(path) -> Model:
     config |= {"model_type": arch, "architectures": [ARCHITECTURES[arch]]}
     cure = "a model of the plain Llama, Qwen2 or Qwen3 layout"
     tensors.refuse(problems, f"what the file says of its {arch} cannot be honoured", file.where, cure)
-    return Model(huggingface.from_config(config, GgufTensors(file, config), None), file.fields)
+    return huggingface.from_config(config, GgufTensors(file, config), None)._replace(text_fields=file.fields)
 
 
 class GgufTensors:

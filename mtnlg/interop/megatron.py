@@ -146,15 +146,15 @@ def layout_for(model: schema.Model, num_ranks: int, num_stages: int) -> Layout:
     return Layout(model, tensors(model), num_ids)
 
 
-def write(
-    root: str | os.PathLike, layout: Layout, read: Callable[[Tensor, int | None], np.ndarray], num_ranks: int = 1, num_stages: int = 1
-) -> None:
-    """Writes ROOT/release: weights alone, which Megatron-LM takes as a start. The tracker comes last: without it nothing is there.
+def parts(
+    layout: Layout, read: Callable[[Tensor, int | None], np.ndarray], num_ranks: int = 1, num_stages: int = 1
+) -> dict[str, Callable[[pathlib.Path], None]]:
+    """{path under the root: writes it}, of ROOT/release: weights alone, which Megatron-LM takes as a start. `finish` comes last.
 
     layout: of `layout_for`; read: a whole tensor of it, in the dtype that is to be written. A rank's part is in memory at a time.
-    Raises CannotWrite, TemporaryFailure, ConfigError (torch is not installed).
+    Writing raises CannotWrite, TemporaryFailure, ConfigError (torch is not installed).
     """
-    root, model = pathlib.Path(root), layout.model
+    model = layout.model
     args = megatron_args.write(model) | {
         "padded_vocab_size": layout.num_ids,
         "make_vocab_size_divisible_by": VOCAB_MULTIPLE,
@@ -164,13 +164,19 @@ def write(
         "transformer_impl": "local",
         "ckpt_format": "torch",
     }
-    for stage in range(num_stages):
-        held = list(_held(layout, stage, num_stages))
-        for rank in range(num_ranks):
-            part = functools.partial(megatron_shards.split, rank=rank, num_ranks=num_ranks, gated=model.activation == "swiglu")
-            arrays = {name: part(name, read(tensor, layer)) for name, tensor, layer in held}
-            path = root / RELEASE / megatron_ranks.rank_folder((rank, stage), num_stages) / FILE
-            megatron_file.save(path, args, arrays, NAMED_BY)
+
+    def save(path: pathlib.Path, rank: int, stage: int) -> None:
+        part = functools.partial(megatron_shards.split, rank=rank, num_ranks=num_ranks, gated=model.activation == "swiglu")
+        arrays = {name: part(name, read(tensor, layer)) for name, tensor, layer in _held(layout, stage, num_stages)}
+        megatron_file.save(path, args, arrays, NAMED_BY)
+
+    ranks = [(rank, stage) for stage in range(num_stages) for rank in range(num_ranks)]
+    names = [f"{RELEASE}/{megatron_ranks.rank_folder(one, num_stages)}/{FILE}" for one in ranks]
+    return {name: functools.partial(save, rank=rank, stage=stage) for name, (rank, stage) in zip(names, ranks, strict=True)}
+
+
+def finish(root: pathlib.Path) -> None:
+    """Writes the tracker, without which nothing is there. Raises CannotWrite, TemporaryFailure."""
     files.write_atomic(root / TRACKER, RELEASE, NAMED_BY)
 
 

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mtnlg.core.errors import DataError
-from mtnlg.data import sentencepiece_json, tokenizer
+from mtnlg.data import hf_files, sentencepiece_json, tokenizer
 from tests.data.test_companions import train_llama, write, write_json
 from tests.data.test_tokenizer import TEXT
 
@@ -123,7 +123,7 @@ def test_our_loader_reads_it_too(made, name, tmp_path):
 def test_what_begins_a_text_is_said(tmp_path):
     write(train_llama(tmp_path), tokenizer_config={"bos_token": "<s>", "add_bos_token": True})
     ours = tokenizer.load(tmp_path)
-    found = sentencepiece_json.files(ours)
+    found = hf_files.files(ours, 64)
     library = tokenizers.Tokenizer.from_str(found["tokenizer.json"].decode())
     assert library.encode("the cat").ids == [1, *ours.encode("the cat")]
     assert library.encode("the cat", "a").ids == [1, *ours.encode("the cat"), 1, *ours.encode("a")]
@@ -134,7 +134,7 @@ def test_what_begins_a_text_is_said(tmp_path):
 @pytest.mark.parametrize("options", [{"user_defined_symbols": ["[INST]"]}, {"treat_whitespace_as_suffix": True}])
 def test_what_would_not_be_exact_is_refused(tmp_path, options):
     with pytest.raises(DataError, match=r"no exact tokenizer\.json \(tokenizer\.model\)\. Try: "):
-        sentencepiece_json.files(tokenizer.load(train_llama(tmp_path, **options)))
+        hf_files.files(tokenizer.load(train_llama(tmp_path, **options)), 64)
 
 
 @pytest.mark.slow
@@ -147,7 +147,7 @@ def test_transformers_reads_the_folder(made, name, beside, tmp_path):
         write(tmp_path, tokenizer_config=beside)
     ours = tokenizer.load(tmp_path)
     ours.save(tmp_path)
-    for file, content in sentencepiece_json.files(ours).items():
+    for file, content in hf_files.files(ours, 64).items():
         (tmp_path / file).write_bytes(content)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert theirs.eos_token_id == ours.eod_id
@@ -164,7 +164,7 @@ def test_transformers_reads_a_byte_level_tokenizer_beside_a_llama(tmp_path):
     """Without a class named it would take Llama's, which is of another kind."""
     transformers = pytest.importorskip("transformers")
     ours = tokenizer.load(write_json(tmp_path, ["<|endoftext|>"]))
-    for file, content in sentencepiece_json.files(ours).items():
+    for file, content in hf_files.files(ours, 64).items():
         (tmp_path / file).write_bytes(content)
     write(tmp_path, config={"model_type": "llama", "architectures": ["LlamaForCausalLM"]})
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -172,4 +172,6 @@ def test_transformers_reads_a_byte_level_tokenizer_beside_a_llama(tmp_path):
         text = text.replace("<|endoftext|>", "")
         assert theirs.encode(text) == ours.encode(text) and theirs.decode(ours.encode(text)) == text
     assert theirs.eos_token_id == ours.eod_id
-    assert sentencepiece_json.files(tokenizer.load(tmp_path)) == {}  # what it says of itself stays
+    write(tmp_path, tokenizer_config={"tokenizer_class": "GPT2Tokenizer"})
+    said = hf_files.files(tokenizer.load(tmp_path), 64)["tokenizer_config.json"]
+    assert json.loads(said) == {"tokenizer_class": "GPT2Tokenizer"}  # what it says of itself stays

@@ -79,10 +79,10 @@ def write(path, tensors, arch="llama", kind="F32", change=lambda writer: None, e
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
 def test_tensors_are_hugging_faces_again(tmp_path, arch):
     tensors = tensors_of(arch=arch)
-    model = interop.open_model(write(tmp_path / "m.gguf", tensors, arch))
-    assert model.foreign.tensors.stored() == {name: (array.shape, array.dtype) for name, array in tensors.items()}
+    model = interop.open_file(write(tmp_path / "m.gguf", tensors, arch))
+    assert model.tensors.stored() == {name: (array.shape, array.dtype) for name, array in tensors.items()}
     for name, array in tensors.items():
-        np.testing.assert_array_equal(model.foreign.tensors.read(name), array)
+        np.testing.assert_array_equal(model.tensors.read(name), array)
 
 
 def test_the_rows_of_query_and_key_lie_otherwise_in_the_file(tmp_path):
@@ -97,11 +97,11 @@ def test_the_rows_of_query_and_key_lie_otherwise_in_the_file(tmp_path):
 def test_quantised_numbers_are_near_the_real_ones_and_equal_the_librarys(tmp_path, kind):
     tensors = tensors_of()
     path = write(tmp_path / "m.gguf", tensors, kind=kind)
-    model, reader = interop.open_model(path), gguf.GGUFReader(path)
+    model, reader = interop.open_file(path), gguf.GGUFReader(path)
     steps = {"F32": 0, "F16": 2e-3, "BF16": 8e-3, "Q8_0": 5e-3, "Q4_0": 0.13, "Q4_1": 0.07, "Q5_0": 0.07, "Q5_1": 0.04}
     for name, array in tensors.items():
-        shape, dtype = model.foreign.tensors.stored()[name]
-        found = model.foreign.tensors.read(name)
+        shape, dtype = model.tensors.stored()[name]
+        found = model.tensors.read(name)
         assert (found.shape, found.dtype) == (shape, dtype)
         blocks = array.reshape(-1, 32) if array.size % 32 == 0 else array.reshape(1, -1)
         largest = np.abs(blocks).max(axis=1, keepdims=True) * np.ones_like(blocks)
@@ -134,9 +134,9 @@ def test_the_table_of_kinds_is_the_librarys():
 
 
 def test_config_and_fields(tmp_path):
-    model = interop.open_model(write(tmp_path / "m.gguf", tensors_of(arch="qwen3"), "qwen3"))
-    assert model.foreign.architecture == "Qwen3ForCausalLM"
-    assert model.foreign.model == schema.Model(
+    model = interop.open_file(write(tmp_path / "m.gguf", tensors_of(arch="qwen3"), "qwen3"))
+    assert model.architecture == "Qwen3ForCausalLM"
+    assert model.model == schema.Model(
         num_layers=2,
         d_model=WIDTH,
         d_ff=FF,
@@ -157,18 +157,18 @@ def test_config_and_fields(tmp_path):
         qk_norm=True,
         tie_embeddings=False,
     )
-    assert model.fields["tokenizer.ggml.tokens"] == ["a", "é", ""]
-    assert model.fields["tokenizer.ggml.scores"] == [0.0, -1.5, 2.0]
-    assert model.fields["tokenizer.ggml.add_bos_token"] is True
+    assert model.text_fields["tokenizer.ggml.tokens"] == ["a", "é", ""]
+    assert model.text_fields["tokenizer.ggml.scores"] == [0.0, -1.5, 2.0]
+    assert model.text_fields["tokenizer.ggml.add_bos_token"] is True
     for key, field in gguf.GGUFReader(tmp_path / "m.gguf").fields.items():
-        assert key.startswith("GGUF.") or model.fields[key] == field.contents()
+        assert key.startswith("GGUF.") or model.text_fields[key] == field.contents()
 
 
 def test_a_head_that_is_not_there_is_tied(tmp_path):
     tensors = tensors_of()
     del tensors["lm_head.weight"]
-    model = interop.open_model(write(tmp_path / "m.gguf", tensors))
-    assert model.foreign.model.tie_embeddings and "lm_head.weight" not in model.foreign.tensors.stored()
+    model = interop.open_file(write(tmp_path / "m.gguf", tensors))
+    assert model.model.tie_embeddings and "lm_head.weight" not in model.tensors.stored()
 
 
 def llama3_factors(factor, low=1.0, high=4.0, original=8192):
@@ -194,7 +194,7 @@ def with_factors(path, factors, change=lambda writer: None):
 def test_llama3s_scaling_is_found_in_its_factors(tmp_path, factor):
     factors = llama3_factors(factor)
     assert np.unique(factors).size > 1
-    model = interop.open_model(with_factors(tmp_path / "m.gguf", factors)).foreign.model
+    model = interop.open_file(with_factors(tmp_path / "m.gguf", factors)).model
     found = (model.rope_low_freq_factor, model.rope_high_freq_factor, model.rope_original_seq_len)
     assert (model.rope_scaling, model.rope_scaling_factor, *found) == ("llama3", factor, 1.0, 4.0, 8192)
 
@@ -209,7 +209,7 @@ def test_transformers_makes_the_same_factors():
 )
 def test_other_factors_are_refused(tmp_path, factors):
     with pytest.raises(DataError, match=r"rope_freqs\.weight is not made by Llama 3's scaling from 8192 positions"):
-        interop.open_model(with_factors(tmp_path / "m.gguf", factors))
+        interop.open_file(with_factors(tmp_path / "m.gguf", factors))
 
 
 def test_linear_scaling(tmp_path):
@@ -217,10 +217,10 @@ def test_linear_scaling(tmp_path):
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(2.0)
 
-    model = interop.open_model(write(tmp_path / "m.gguf", tensors_of(), change=linear)).foreign.model
+    model = interop.open_file(write(tmp_path / "m.gguf", tensors_of(), change=linear)).model
     assert (model.rope_scaling, model.rope_scaling_factor) == ("linear", 2.0)
     with pytest.raises(DataError, match="is not made by Llama 3"):
-        interop.open_model(with_factors(tmp_path / "n.gguf", llama3_factors(8.0), linear))
+        interop.open_file(with_factors(tmp_path / "n.gguf", llama3_factors(8.0), linear))
 
 
 def test_all_that_cannot_be_honoured_is_named_at_once(tmp_path):
@@ -230,7 +230,7 @@ def test_all_that_cannot_be_honoured_is_named_at_once(tmp_path):
         writer.add_sliding_window(64)
 
     with pytest.raises(DataError) as caught:
-        interop.open_model(write(tmp_path / "m.gguf", tensors_of(), change=change))
+        interop.open_file(write(tmp_path / "m.gguf", tensors_of(), change=change))
     said = str(caught.value)
     for part in ("expert_count=8", "attention.sliding_window=64", "m.gguf", "Try: "):
         assert part in said
@@ -242,7 +242,7 @@ def test_a_stretched_rope_of_another_kind(tmp_path):
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
 
     with pytest.raises(DataError, match="rope.scaling.type='yarn'"):
-        interop.open_model(write(tmp_path / "m.gguf", tensors_of(), change=yarn))
+        interop.open_file(write(tmp_path / "m.gguf", tensors_of(), change=yarn))
 
 
 def test_a_tensor_too_many_or_too_few(tmp_path):
@@ -250,7 +250,7 @@ def test_a_tensor_too_many_or_too_few(tmp_path):
     tensors = tensors_of()
     del tensors["model.layers.1.mlp.up_proj.weight"]
     with pytest.raises(DataError) as caught:
-        interop.open_model(write(tmp_path / "m.gguf", tensors, extra=experts))
+        interop.open_file(write(tmp_path / "m.gguf", tensors, extra=experts))
     said = str(caught.value)
     assert "blk.0.ffn_gate_inp.weight: nothing in this" in said and "model.layers.1.mlp.up_proj.weight: missing" in said
 
@@ -262,7 +262,7 @@ def test_more_layers_than_tensors(tmp_path):
         writer.kv_data[0]["llama.block_count"].value = 2**31 - 1
 
     with pytest.raises(DataError, match="block_count=2147483647: more than the file has tensors"):
-        interop.open_model(write(tmp_path / "m.gguf", tensors_of(), change=change))
+        interop.open_file(write(tmp_path / "m.gguf", tensors_of(), change=change))
 
 
 def test_types_that_are_not_read_are_all_named(tmp_path):
@@ -271,7 +271,7 @@ def test_types_that_are_not_read_are_all_named(tmp_path):
         qtype = gguf.GGMLQuantizationType[name]
         extra.append((name, np.zeros((2, gguf.GGML_QUANT_SIZES[qtype][1]), np.uint8), qtype))
     with pytest.raises(DataError, match=r"types that are not read: Q2_K, IQ4_NL .*m\.gguf.*Try: a file of F32, F16"):
-        interop.open_model(write(tmp_path / "m.gguf", tensors_of(), extra=extra))
+        interop.open_file(write(tmp_path / "m.gguf", tensors_of(), extra=extra))
 
 
 @pytest.mark.parametrize("named", ["mamba", ["llama"]])
@@ -284,18 +284,18 @@ def test_another_architecture(tmp_path, named):
     writer.write_kv_data_to_file()
     writer.close()
     with pytest.raises(DataError, match=r"architecture .{1,2}(mamba|llama).*Try: one of llama, qwen2, qwen3"):
-        interop.open_model(tmp_path / "m.gguf")
+        interop.open_file(tmp_path / "m.gguf")
 
 
 def test_what_is_no_file(tmp_path):
     with pytest.raises(MissingInput, match=r"no such file .*no\.gguf"):
-        interop.open_model(tmp_path / "no.gguf")
+        interop.open_file(tmp_path / "no.gguf")
     for content in (b"", b"GGUF", b"GGML" * 20, b"GGUF\0\0\0\3" + bytes(40)):
         (tmp_path / "m.gguf").write_bytes(content)
         with pytest.raises(DataError, match=r"m\.gguf.*Try: the whole"):
-            interop.open_model(tmp_path / "m.gguf")
+            interop.open_file(tmp_path / "m.gguf")
     with pytest.raises(DataError, match="cannot be read"):
-        interop.open_model(tmp_path)
+        interop.open_file(tmp_path)
 
 
 def test_a_file_cut_anywhere_is_refused(tmp_path):
@@ -303,7 +303,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path):
     for length in range(0, len(content) - 1, len(content) // 60):
         (tmp_path / "cut.gguf").write_bytes(content[:length])
         with pytest.raises(DataError, match=r"cut\.gguf.*Try: "):
-            interop.open_model(tmp_path / "cut.gguf")
+            interop.open_file(tmp_path / "cut.gguf")
 
 
 def test_no_mutation_of_a_file_gives_more_than_an_error(tmp_path):
@@ -338,9 +338,9 @@ def test_no_mutation_of_a_file_gives_more_than_an_error(tmp_path):
                 file = File(tmp_path / "m.gguf")
                 for name in file.tensors:
                     file.read(name)
-                model = interop.open_model(tmp_path / "m.gguf")
-                for name, (shape, dtype) in model.foreign.tensors.stored().items():
-                    found = model.foreign.tensors.read(name)
+                model = interop.open_file(tmp_path / "m.gguf")
+                for name, (shape, dtype) in model.tensors.stored().items():
+                    found = model.tensors.read(name)
                     assert (found.shape, found.dtype) == (shape, dtype)
             read += 1
         except DataError as error:

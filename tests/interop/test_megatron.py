@@ -225,7 +225,7 @@ def test_settings(args, wanted):
 
 
 def whole(params: dict[str, np.ndarray], layout: Layout):
-    """The `read` of `megatron.write`."""
+    """The `read` of `megatron.parts`."""
 
     def read(tensor: Tensor, layer: int | None) -> np.ndarray:
         def blocks(key):
@@ -237,6 +237,12 @@ def whole(params: dict[str, np.ndarray], layout: Layout):
     return read
 
 
+def write_tree(root, layout: Layout, read, ranks: int = 1, stages: int = 1) -> None:
+    for name, save in megatron.parts(layout, read, ranks, stages).items():
+        save(root / name)
+    megatron.finish(root)
+
+
 @pytest.mark.parametrize(("ranks", "stages"), GRIDS)
 @pytest.mark.parametrize("model", [OLD, GATED, GROUPED])
 def test_out_and_in_again(model, ranks, stages, tmp_path, monkeypatch):
@@ -244,7 +250,7 @@ def test_out_and_in_again(model, ranks, stages, tmp_path, monkeypatch):
     files = {}
     monkeypatch.setattr(megatron_file, "save", lambda path, args, arrays, named_by: files.update({path: (args, arrays)}))
     params, layout = random_params(model), megatron.layout_for(model, ranks, stages)
-    megatron.write(tmp_path, layout, whole(params, layout), ranks, stages)
+    write_tree(tmp_path, layout, whole(params, layout), ranks, stages)
     assert (tmp_path / "latest_checkpointed_iteration.txt").read_text() == "release"
     wanted = parted(params, Tree(model, CORE, 3.0, ranks, stages))
     found = {}

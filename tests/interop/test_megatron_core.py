@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from megatron_tree import random_params
-from test_megatron import assert_same, params_of, whole
+from test_megatron import assert_same, params_of, whole, write_tree
 
 from mtnlg.core import schema
 from mtnlg.core.tree import map_with_path
@@ -180,7 +180,7 @@ def test_its_checkpoint_computes_the_same(model, alone, tmp_path):
 def test_it_takes_what_we_write(model, alone, tmp_path):
     params = {path: 0.2 * rows + ("norm/scale" in path) for path, rows in random_params(model).items()}
     layout = megatron.layout_for(model, 1, 1)
-    megatron.write(tmp_path, layout, whole(params, layout))
+    write_tree(tmp_path, layout, whole(params, layout))
     state = torch.load(tmp_path / "release" / "mp_rank_00" / "model_optim_rng.pt", weights_only=False)
     judge = theirs(vars(state["args"]))
     judge.load_state_dict(state["model"])
@@ -203,7 +203,7 @@ def test_its_own_partition(model, num_ranks, tmp_path):
 @pytest.mark.parametrize("model", [MODELS["gpt2"], MODELS["gated, with biases"], MANY_GROUPS])
 def test_every_rank_takes_its_file(model, num_ranks, num_stages, tmp_path):
     params, layout = random_params(model), megatron.layout_for(model, num_ranks, num_stages)
-    megatron.write(tmp_path, layout, whole(params, layout), num_ranks, num_stages)
+    write_tree(tmp_path, layout, whole(params, layout), num_ranks, num_stages)
     for stage in range(num_stages):
         for rank in range(num_ranks):
             path = tmp_path / "release" / megatron_ranks.rank_folder((rank, stage), num_stages) / "model_optim_rng.pt"

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from megatron_tree import CORE, GATED, GROUPED, LEGACY, OLD, Tree, args_of, parted, random_params
-from test_megatron import assert_same, params_of, whole
+from test_megatron import assert_same, params_of, whole, write_tree
 
 from mtnlg.core.errors import DataError, MissingInput, MtnlgError
 from mtnlg.interop import megatron, megatron_file, megatron_ranks
@@ -76,7 +76,7 @@ def test_out_and_in_again(model, ranks, stages, dtype, tmp_path):
     params = {path: rows.astype(dtype) for path, rows in random_params(model).items()}
     layout = megatron.layout_for(model, ranks, stages)
     read = whole(params, layout)
-    megatron.write(tmp_path, layout, lambda tensor, layer: read(tensor, layer).astype(dtype), ranks, stages)
+    write_tree(tmp_path, layout, lambda tensor, layer: read(tensor, layer).astype(dtype), ranks, stages)
     foreign = megatron.open_folder(tmp_path, model.vocab_size)
     assert foreign.dtype == dtype
     assert_same(params_of(foreign), params)
