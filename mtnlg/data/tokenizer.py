@@ -44,14 +44,14 @@ class Tokenizer(abc.ABC):
     companions: Companions
 
     def __init__(self, content: bytes, where: str, pieces: list[bytes], eod_id: int):
-        """start_ids, special_ids and companions are set before. Raises DataError when an end of the companions is not a token."""
+        """start_ids, special_ids and companions are set before. Raises DataError when a start or an end is no token."""
         self.content, self._pieces = content, pieces
         self.vocab_size, self.eod_id = len(pieces), eod_id
         known = (self.special_ids[token] for token in (END_OF_DOCUMENT, *OTHER_ENDS) if token in self.special_ids)
         self.end_ids = frozenset({eod_id, *known, *self.companions.end_ids})
-        if max(self.end_ids) >= len(pieces):
-            what = f"eos_token_id={max(self.end_ids)}, and the vocabulary has {len(pieces)} tokens"
-            raise DataError(what, f"{companions.GENERATION} in {where}", "the files of one model")
+        if (largest := max((*self.end_ids, *self.start_ids))) >= len(pieces):
+            what = f"the id {largest} begins or ends a text, and the vocabulary has {len(pieces)} tokens"
+            raise DataError(what, f"{where}, or {companions.GENERATION} beside it", "the files of one model")
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.piece_bytes = np.array(list(map(len, pieces)))
         self.has_dummy_prefix = self.decode_bytes(self.encode("a")).startswith(b" ")

@@ -51,6 +51,12 @@ def test_llama3_begins_with_what_its_post_processor_puts_there(tmp_path):
     assert chat.encode("hell") == [258]  # and nothing is put before what is encoded
 
 
+def test_a_start_that_is_no_token_is_refused(tmp_path):
+    write_json(tmp_path, ["<|end_of_text|>"], lambda d: d.update(post_processor=bos_first("<|end_of_text|>", 999)))
+    with pytest.raises(DataError, match=r"the id 999 begins or ends a text, and the vocabulary has 260 tokens .*Try: "):
+        tokenizer.load(tmp_path)
+
+
 def test_qwen_ends_turns_and_documents_differently(tmp_path):
     write(write_json(tmp_path, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]), generation_config={"eos_token_id": [261, 259]})
     tok = tokenizer.load(tmp_path)

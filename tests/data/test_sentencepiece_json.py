@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mtnlg.core.errors import DataError
 from mtnlg.data import hf_files, sentencepiece_json, tokenizer
-from tests.data.test_companions import train_llama, write
+from tests.data.test_companions import train_llama, write, write_json
 from tests.data.test_tokenizer import TEXT
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data"
@@ -127,7 +127,8 @@ def test_what_begins_a_text_is_said(tmp_path):
     library = tokenizers.Tokenizer.from_str(found["tokenizer.json"].decode())
     assert library.encode("the cat").ids == [1, *ours.encode("the cat")]
     assert library.encode("the cat", "a").ids == [1, *ours.encode("the cat"), 1, *ours.encode("a")]
-    assert found["tokenizer_config.json"] == (tmp_path / "tokenizer_config.json").read_bytes()
+    settings = json.loads(found["tokenizer_config.json"])
+    assert (settings["bos_token"], settings["eos_token"], settings["add_bos_token"]) == ("<s>", "</s>", True)
 
 
 @pytest.mark.parametrize("options", [{"user_defined_symbols": ["[INST]"]}, {"treat_whitespace_as_suffix": True}])
@@ -137,18 +138,40 @@ def test_what_would_not_be_exact_is_refused(tmp_path, options):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("beside", [{}, {"tokenizer_class": "LlamaTokenizer", "legacy": False, "unk_token": "<unk>"}])
 @pytest.mark.parametrize("name", MODELS)
-def test_transformers_reads_the_folder(made, name, tmp_path):
+def test_transformers_reads_the_folder(made, name, beside, tmp_path):
     transformers = pytest.importorskip("transformers")
-    ours = made[name][0]
+    made[name][0].save(tmp_path)
+    if beside:
+        write(tmp_path, tokenizer_config=beside)
+    ours = tokenizer.load(tmp_path)
     ours.save(tmp_path)
     for file, content in hf_files.files(ours, 64).items():
         (tmp_path / file).write_bytes(content)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert theirs.eos_token_id == ours.eod_id and json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert theirs.eos_token_id == ours.eod_id
     specials = tuple(ours.special_ids)
     for text in HOSTILE:
         for special in (*specials, "<unk>", "▁"):
             text = text.replace(special, "")
         require_same_ids(theirs.encode(text), ours.encode(text), made[name][2])
         assert theirs.decode(ours.encode(text)) == text
+
+
+@pytest.mark.slow
+def test_transformers_reads_a_byte_level_tokenizer_beside_a_llama(tmp_path):
+    """Without a class named it would take Llama's, which is of another kind."""
+    transformers = pytest.importorskip("transformers")
+    ours = tokenizer.load(write_json(tmp_path, ["<|endoftext|>"]))
+    for file, content in hf_files.files(ours, 64).items():
+        (tmp_path / file).write_bytes(content)
+    write(tmp_path, config={"model_type": "llama", "architectures": ["LlamaForCausalLM"]})
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in HOSTILE:
+        text = text.replace("<|endoftext|>", "")
+        assert theirs.encode(text) == ours.encode(text) and theirs.decode(ours.encode(text)) == text
+    assert theirs.eos_token_id == ours.eod_id
+    write(tmp_path, tokenizer_config={"tokenizer_class": "GPT2Tokenizer"})
+    said = hf_files.files(tokenizer.load(tmp_path), 64)["tokenizer_config.json"]
+    assert json.loads(said) == {"tokenizer_class": "GPT2Tokenizer"}  # what it says of itself stays

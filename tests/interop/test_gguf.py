@@ -347,3 +347,21 @@ def test_no_mutation_of_a_file_gives_more_than_an_error(tmp_path):
             assert "Try: " in str(error) and len(str(error)) < 6000
             refused += 1
     assert read and refused > 400
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+def test_transformers_reads_the_same_numbers(tmp_path, arch):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    utils = pytest.importorskip("transformers.modeling_gguf_pytorch_utils")
+    path = write(tmp_path / "m.gguf", tensors_of(arch=arch), arch, kind="Q8_0")
+    said = utils.load_gguf_checkpoint(str(path))["config"]
+    foreign = interop.open_model(path).foreign
+    keys = ("model_type", "num_hidden_layers", "hidden_size", "num_key_value_heads", "rope_theta")
+    assert [said[key] for key in keys] == [arch, 2, WIDTH, KV_HEADS, foreign.model.rope_theta]
+    like = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(said.pop("model_type"), **said))
+    read = utils.load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=like)["tensors"]
+    assert read.keys() == foreign.tensors.stored().keys()
+    for name, tensor in read.items():
+        np.testing.assert_array_equal(foreign.tensors.read(name), tensor.numpy())
