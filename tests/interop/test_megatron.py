@@ -1,6 +1,7 @@
 """Megatron-LM's checkpoints as numpy arrays: parted by megatron_tree row by row, put together by the importer; and back."""
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
@@ -340,3 +341,15 @@ def test_ranks_that_are_not_there(tmp_path):
     (tmp_path / "distributed" / ".metadata").touch()
     with pytest.raises(DataError, match="--ckpt-convert-format torch"):
         megatron_ranks.files_of(tmp_path / "distributed")
+
+
+def test_without_torch(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "mp_rank_00").mkdir()
+    (tmp_path / "mp_rank_00" / "model_optim_rng.pt").touch()
+    with pytest.raises(ConfigError, match=r"torch \(megatron\)\. Try: pip install 'mtnlg\[megatron\]'"):
+        megatron.open_folder(tmp_path)
+    params, layout = random_params(OLD), megatron.layout_for(OLD, 1, 1)
+    with pytest.raises(ConfigError, match="megatron"):
+        megatron.write(tmp_path / "out", layout, whole(params, layout))
+    assert not (tmp_path / "out").exists()
