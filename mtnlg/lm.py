@@ -1,86 +1,138 @@
-"""A trained model to talk to: text in, text out."""
+"""A trained model to work with: text in, text, vectors and scores out."""
 
 import codecs
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator, Sequence
 
 import jax
+import numpy as np
 
-from mtnlg import checkpoint
+from mtnlg import pretrained
 from mtnlg.core import config as configs
 from mtnlg.core import schema, validate
-from mtnlg.core.errors import ConfigError, DataError, MissingInput
-from mtnlg.data import tokenizer as tokenizers
+from mtnlg.core.errors import ConfigError, DataError
+from mtnlg.data.tokenizer import Tokenizer
 from mtnlg.infer.engine import Engine, Request, refuse_stages
-from mtnlg.model import transformer
-from mtnlg.parallel import arrangement
+from mtnlg.infer.scorer import Scorer
 from mtnlg.parallel import mesh as meshes
 
 
-def from_pretrained(path: str | os.PathLike, mesh: schema.Mesh | None = None) -> "LanguageModel":
+def from_pretrained(path: str | os.PathLike, mesh: schema.Mesh | None = None, dtype: str | None = None) -> "LanguageModel":
     """The model of a run's folder (its newest checkpoint) or of one `checkpoints/STEP`, on a mesh of its own; None: one device.
 
-    The mesh of the training does not matter, and of this one only the degrees do. Raises MissingInput (no checkpoint or tokenizer
-    there), DataError (damaged, of another version, or the tokenizer is not the one trained with) or ConfigError (a mesh or a float64
-    that cannot be honoured here).
+    dtype: float32, bfloat16 or float64, which weights lie and are computed with in; None: train.compute_dtype of the run. The mesh of the
+    training does not matter. Of this one mesh.zero does not: the weights lie once, as they are computed with.
+
+    Raises MissingInput (no checkpoint or tokenizer there), DataError (damaged, of another version, or the tokenizer is not the one
+    trained with) or ConfigError (a mesh or a float64 that cannot be honoured here).
     """
-    step_dir = checkpoint.find(path)
-    checkpoint.require_good(step_dir)
-    meta = checkpoint.meta(step_dir)
-    try:
-        config = configs.from_flat(configs.flatten(meta["config"]))
-    except ConfigError as error:
-        what = f"config of another version of mtnlg: {error.what}"
-        raise DataError(what, str(step_dir), "the version of mtnlg that the run's environment.json names") from None
-    folder = step_dir.parent.parent / "tokenizer"
-    if not folder.exists():
-        raise MissingInput("the run has no tokenizer", str(folder), "the folder that training made, whole")
-    tokenizer = tokenizers.load(folder)
-    if tokenizer.sha256 != meta["tokenizer_sha256"]:
-        raise DataError("the tokenizer is not the one the model was trained with", str(folder), "the run's own tokenizer/")
-    config = dataclasses.replace(config, mesh=mesh or schema.Mesh())
-    configs.require_none(validate.mesh_problems(config), str(step_dir))
+    model = pretrained.RunModel(path)
+    values = configs.to_flat(model.config) | ({} if dtype is None else {"train.compute_dtype": dtype})
+    config = dataclasses.replace(configs.from_flat(values), mesh=dataclasses.replace(mesh or schema.Mesh(), zero=0))
+    configs.require_none(validate.mesh_problems(config), model.where)
     refuse_stages(config)
+    if config.train.compute_dtype == "float64" and not jax.config.jax_enable_x64:
+        raise ConfigError("computing in float64 needs 64-bit mode", "dtype=float64", "JAX_ENABLE_X64=1 before the command")
     made = meshes.make(config.mesh)
-    return LanguageModel(tokenizer, Engine(config, made, load_params(step_dir, config, made), tokenizer.vocab_size))
+    return LanguageModel(model.tokenizer, Engine(config, made, model.load_params(config, made), model.tokenizer.vocab_size))
 
 
-def load_params(step_dir, config: schema.Config, mesh):
-    """The weights of a checkpoint, arranged and in their storage sharding on the mesh."""
-    dtype = jax.numpy.dtype(config.train.param_dtype)
-    shapes = jax.eval_shape(lambda: transformer.init(config.model, jax.random.key(0), dtype))
-    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
-    abstract = jax.tree.map(place, shapes, arrangement.canonical_shardings(config, mesh, shapes))
-    return arrangement.arranged(config, mesh, checkpoint.load(step_dir, "params", abstract, config))
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """What the model reads before it goes on: the text behind what texts begin with, or the end of a document, which starts afresh."""
+    return [*tokenizer.start_ids, *tokenizer.encode(prompt)] or [tokenizer.eod_id]
+
+
+def continuations(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> tuple[list[list[int]], list[int]]:
+    """(ids, where the continuation begins in them) of pairs (prompt, continuation), behind what texts begin with or an end of document.
+
+    Both are encoded as one text; a token with bytes of both is the continuation's. Where a tokenizer changes the prompt because of
+    what follows it (it composes characters, say), they are encoded apart. Raises DataError for a continuation without tokens.
+    """
+    start, rows, firsts = list(tokenizer.start_ids) or [tokenizer.eod_id], [], []
+    wholes = tokenizer.encode_batch([prompt + continuation for prompt, continuation in pairs])
+    prompts = tokenizer.encode_batch([prompt for prompt, _ in pairs])
+    for (_, continuation), ids, before in zip(pairs, wholes, prompts, strict=True):
+        prompt_bytes, first = tokenizer.decode_bytes(before), len(before)
+        if tokenizer.decode_bytes(ids).startswith(prompt_bytes):
+            first = int(np.searchsorted(np.cumsum(tokenizer.piece_bytes[ids]), len(prompt_bytes), side="right"))
+        else:
+            ids = before + tokenizer.encode(continuation)
+        if first == len(ids):
+            raise DataError(f"there are no tokens to score in {continuation[:40]!r}", "text", "a text that is not empty")
+        rows.append(start + ids)
+        firsts.append(len(start) + first)
+    return rows, firsts
 
 
 class LanguageModel:
-    """A tokenizer and an engine. `generate` works on ids, `complete` and `stream` on text."""
+    """A tokenizer and an engine. `generate` works on ids, everything else on text."""
 
-    def __init__(self, tokenizer, engine: Engine):
+    def __init__(self, tokenizer: Tokenizer, engine: Engine):
         self.tokenizer, self.engine = tokenizer, engine
 
+    @functools.cached_property
+    def scorer(self) -> Scorer:
+        """For scores of ids, whether they are the likeliest ones, and for batches of them."""
+        return Scorer(self.engine)
+
     def generate(self, ids: Sequence[int], **sampling) -> list[int]:
-        """The new ids after `ids`, up to the end of the document; `sampling` as in `infer.engine.Request`."""
-        return self.engine.generate([Request(ids, **sampling)], [self.tokenizer.eod_id])[0]
+        """The new ids after `ids`, up to the end of the text; `sampling` as in `infer.engine.Request`."""
+        return self.engine.generate([Request(ids, **sampling)], self.tokenizer.end_ids)[0]
+
+    def score(self, prompt: str, continuation: str) -> float:
+        """The log-probability, in nats, of the continuation after the prompt: the sum over its tokens, as `continuations` tells them.
+
+        Both may be of any length; see `infer.scorer` for more than model.seq_len tokens. Raises DataError.
+        """
+        return self.score_many([(prompt, continuation)])[0]
+
+    def score_many(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """`score` of many pairs (prompt, continuation), batched."""
+        return [-float(scores.nll.sum()) for scores in self.scorer.scores(*continuations(self.tokenizer, pairs))]
+
+    def loss(self, text: str) -> float:
+        """Nats per token of a text of any length, of which the first token counts too. Raises DataError for an empty one."""
+        return float(self.scorer.scores(*continuations(self.tokenizer, [("", text)]))[0].nll.mean())
+
+    def encode(self, texts: Sequence[str], pool: str = "mean") -> np.ndarray:
+        """[texts, D] float32: hidden states after the final norm, their mean over a text's tokens, or the last token's.
+
+        pool: mean or last. What texts begin with is read, but not counted. Raises DataError for a text without tokens.
+        """
+        if pool not in ("mean", "last"):
+            raise ConfigError(f"pool={pool!r} is not one of mean, last", "pool")
+        if isinstance(texts, str):
+            raise ConfigError("one text where several are expected", "texts", "encode([text])")
+        start = list(self.tokenizer.start_ids)
+        rows = [start + ids for ids in self.tokenizer.encode_batch(list(texts))]
+        for number, ids in enumerate(rows):
+            if len(ids) == len(start):
+                raise DataError(f"text {number} has no tokens", "texts", "texts that are not empty")
+        return self.scorer.means(rows, [len(start) if pool == "mean" else len(ids) - 1 for ids in rows])
 
     def complete(self, prompt: str, stop: Sequence[str] = (), **sampling) -> str:
         """The text that follows the prompt."""
         return "".join(self.stream(prompt, stop, **sampling))
 
     def stream(self, prompt: str, stop: Sequence[str] = (), **sampling) -> Iterator[str]:
-        """The text that follows the prompt, piece by piece; ends before the first stop string or at the end of the document.
+        """The text that follows the prompt, piece by piece; ends before the first stop string or where the model ends.
 
         A piece is given out when it is whole UTF-8 and can no longer become part of a stop string.
         """
-        request = Request(self.tokenizer.encode(prompt) or [self.tokenizer.eod_id], **sampling)
+        return self.stream_from(prompt_ids(self.tokenizer, prompt), stop, **sampling)
+
+    def stream_from(self, ids: Sequence[int], stop: Sequence[str] = (), **sampling) -> Iterator[str]:
+        """The text that follows these ids, in the same way; ends at any of the tokenizer's `end_ids`."""
+        request = Request(ids, **sampling)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         held = ""
         for count, tokens_B in enumerate(self.engine.stream([request]), start=1):
             token = int(tokens_B[0])
-            ended = token == self.tokenizer.eod_id or count == request.max_new_tokens
-            piece = b"" if token == self.tokenizer.eod_id else self.tokenizer.decode_bytes([token])
+            at_end = token in self.tokenizer.end_ids
+            ended = at_end or count == request.max_new_tokens
+            piece = b"" if at_end else self.tokenizer.decode_bytes([token])
             held += decoder.decode(piece, final=ended)
             places = [place for place in (held.find(s) for s in stop if s) if place >= 0]
             safe = min(places) if places else len(held) if ended else len(held) - _longest_overlap(held, stop)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mtnlg import checkpoint, lm
+from mtnlg import checkpoint, lm, pretrained
 from mtnlg.checkpoint import Checkpoints
 from mtnlg.core import config as configs
 from mtnlg.core import files, schema
@@ -206,7 +206,7 @@ class Run:
             source = checkpoint.find(config.init.from_)
             checkpoint.require_good(source)
             self.require_same_tokenizer(source)
-            return states.make(config, self.mesh)._replace(params=lm.load_params(source, config, self.mesh)), Position()
+            return states.make(config, self.mesh)._replace(params=pretrained.load_params(source, config, self.mesh)), Position()
         if found is None:
             return states.make(config, self.mesh), Position()
         self.require_same_tokenizer(found)
@@ -349,7 +349,7 @@ class Run:
         """Raises ConfigError, before any training, for a prompt whose continuation would not fit into the sequence length."""
         room = self.config.model.seq_len - self.config.sample.max_new_tokens
         for prompt in self.config.sample.prompts:
-            length = max(len(self.tokenizer.encode(prompt)), 1)
+            length = len(lm.prompt_ids(self.tokenizer, prompt))
             if length > room:
                 what = f"sample.max_new_tokens={self.config.sample.max_new_tokens} after a prompt of {length} tokens"
                 left = self.config.model.seq_len - length

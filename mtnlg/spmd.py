@@ -214,6 +214,20 @@ def score(config: schema.Config, mesh: Mesh):
     return _over(mesh, (weights.storage, {name: BATCH for name in BATCH_FIELDS}), (SCORES, SCORES))(local)
 
 
+def pooled(config: schema.Config, mesh: Mesh):
+    """(params, batch) -> the hidden states after the final norm, each times its weight, summed over every row: [B, D]. No stages."""
+    weights, shard, context = Weights(config), TensorShard(config.mesh.tensor, config.mesh.sequence_parallel), context_shard(config)
+
+    def local(shards, batch):
+        params, gathering = weights.for_forward(weights.for_step(shards), shard)
+        x_BLD, _ = transformer.hidden(config.model, params, batch, shard=shard, context=context, **gathering)
+        sums_BD = objective.weighted_sum(x_BLD, shard.own_places(batch["weights"], 1))
+        places = ("context", "tensor") if shard.shards_sequence else ("context",)
+        return collectives.all_reduce(sums_BD, places, "hidden states, over the places of a text")
+
+    return _over(mesh, (weights.storage, {name: BATCH for name in BATCH_FIELDS}), P(SAMPLE_AXES, None))(local)
+
+
 def compute_params(config: schema.Config, mesh: Mesh):
     """(params) -> the parameters in the compute dtype, each whole but for the tensor shards: what prefill and decoding take."""
     weights = Weights(config)

@@ -101,4 +101,4 @@ def blocks(weights: Weights, key: Key) -> Iterator[tuple[int, np.ndarray]]:
     shape = shapes(weights.model)[key.path][key.layer is not None :]
     rows = layered.rows_at_once(shape, 4)
     for start in range(0, shape[0], rows):
-        yield start, weights.read(key, (slice(start, start + rows),))
+        yield start, weights.read(key, (slice(start, min(start + rows, shape[0])),))

@@ -31,9 +31,10 @@ ALLOWED = {
     "interop": {"core"},
     "run": {"core"},
     "launch": {"core"},
-    "lm": {"core", "data", "checkpoint", "infer", "run", "parallel", "model", "pipeline", "spmd"},
-    "pretrain": {"core", "data", "corpus", "model", "parallel", "pipeline", "spmd", "checkpoint", "train", "infer", "run", "lm"},
+    "pretrained": {"core", "data", "checkpoint", "layered", "weights", "interop", "model", "parallel"},
 }
+ALLOWED["lm"] = {"pretrained", "infer", "pipeline", "spmd", *ALLOWED["pretrained"]}
+ALLOWED["pretrain"] = {"lm", "corpus", "train", "run", *ALLOWED["lm"]}
 ALLOWED["cli"] = set(ALLOWED)
 # Libraries that live in one room: name -> the rooms that may import them directly.
 HOMES = {
@@ -44,6 +45,8 @@ HOMES = {
     "sentencepiece": {"data"},
     "tokenizers": {"data"},
     "tiktoken": {"data"},
+    "gguf": {"interop"},
+    "jinja2": {"data"},
     "ml_collections": {"core"},
     "safetensors": {"interop"},
     "torch": {"interop"},

@@ -77,6 +77,16 @@ def test_a_conversion_to_a_run_goes_on(after, folder, run, tmp_path, monkeypatch
     assert all(np.array_equal(tree_of(out)[path], expected[path]) for path in expected)
 
 
+def test_blocks_that_do_not_divide_a_layer(folder, run, tmp_path, monkeypatch):
+    """Chunks of a few rows give the same numbers, out and in."""
+    monkeypatch.setattr(layered, "CHUNK_BYTES", 7 * 32 * 4)
+    convert.to_run(sources.open_weights(folder), tmp_path / "run", {}, progress=False)
+    assert all(np.array_equal(tree_of(tmp_path / "run")[path], leaf) for path, leaf in tree_of(run).items())
+    convert.to_hf(sources.open_weights(tmp_path / "run"), tmp_path / "back", {}, progress=False)
+    before, after = (huggingface.open_folder(one).tensors for one in (folder, tmp_path / "back"))
+    assert all(np.array_equal(after.read(name), before.read(name)) for name in before.stored())
+
+
 def test_stopped_when_only_the_name_was_missing(folder, run, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:

@@ -64,7 +64,7 @@ def test_a_run_its_checkpoints_or_one_of_them(written, place):
     folder, params = written
     found = lm.from_pretrained(folder / place)
     jax.tree.map(np.testing.assert_array_equal, found.engine.params, params)
-    assert found.engine.config == CONFIG
+    assert found.engine.config == dataclasses.replace(CONFIG, mesh=schema.Mesh(zero=0))
 
 
 @pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"seed": 1}, {"temperature": 2.0, "seed": 2}])
@@ -84,6 +84,15 @@ def test_no_prompt_starts_a_document(model):
 def test_the_end_of_the_document_ends_the_text(model, monkeypatch):
     ids = [*model.tokenizer.encode("the cat"), model.tokenizer.eod_id, *model.tokenizer.encode(" sat")]
     assert spoken(model, monkeypatch, ids).complete("a", max_new_tokens=len(ids)) == "the cat"
+    assert model.tokenizer.decode(model.generate([5], max_new_tokens=len(ids))) == "the cat"
+
+
+def test_any_of_the_tokenizers_ends_ends_the_text(model, monkeypatch):
+    other = model.tokenizer.encode("dog")[-1]
+    monkeypatch.setattr(model.tokenizer, "end_ids", frozenset({model.tokenizer.eod_id, other}))
+    ids = [*model.tokenizer.encode("the cat"), other, *model.tokenizer.encode(" sat")]
+    assert spoken(model, monkeypatch, ids).complete("a", max_new_tokens=len(ids)) == "the cat"
+    assert "".join(model.stream_from([5], max_new_tokens=len(ids))) == "the cat"
     assert model.tokenizer.decode(model.generate([5], max_new_tokens=len(ids))) == "the cat"
 
 

@@ -12,6 +12,7 @@ from mtnlg.launch import processes
 VERBS = {
     "train": "pretrain a model; started again with the same --workdir it goes on",
     "generate": "continue a prompt with a trained model",
+    "chat": "talk with a trained model that has a chat template",
     "config": "print, explain and compare configs",
     "plan": "what lies where on a mesh, every collective of a step, and pipeline schedules as pictures",
     "launch": "start a training job in several processes",

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from mtnlg.core.errors import DataError
 
 END_OF_DOCUMENT = "<|endoftext|>"
+OTHER_ENDS = ("<|end_of_text|>", "</s>", "<eos>")
 
 # GPT-2's pre-tokenisation as tiktoken spells it: the same pieces as the `tokenizers` library's ByteLevel, without its backtracking.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -22,6 +23,9 @@ def _byte_letters() -> dict[str, int]:
 
 LETTERS = _byte_letters()
 
+# Bytes that a vocabulary may lack: those of no UTF-8, control characters, and the first of the unassigned planes 4 to 11.
+RARE = frozenset({*range(0x20), 0x7F, 0xC0, 0xC1, 0xF1, 0xF2, *range(0xF5, 0x100)} - set(b"\t\n\r"))
+
 
 def spelled_bytes(token: str) -> bytes:
     """The bytes that a token's letters stand for."""
@@ -31,19 +35,20 @@ def spelled_bytes(token: str) -> bytes:
 def description(vocabulary: bytes, merges: bytes, where: str) -> bytes:
     """The `tokenizer.json` of GPT-2's vocab.json and merges.txt; written here, so that its hash hangs on no library's version.
 
-    A vocabulary without an end of document gets one behind its last token. Raises DataError.
+    A vocabulary without an end of document (OPT's is </s>) gets one behind its last token. Raises DataError.
     """
     try:
         ids = json.loads(vocabulary)
         lines = merges.decode().split("\n")
         pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-        eod_id = ids.setdefault(END_OF_DOCUMENT, max(ids.values()) + 1)
+        end = next((token for token in (END_OF_DOCUMENT, *OTHER_ENDS) if token in ids), END_OF_DOCUMENT)
+        eod_id = ids.setdefault(end, max(ids.values()) + 1)
     except (ValueError, AttributeError, TypeError) as error:
         raise DataError(f"not GPT-2's files: {error}", where, "both files, copied again") from error
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     found = {
         "version": "1.0",
-        "added_tokens": [{"id": eod_id, "content": END_OF_DOCUMENT, "special": True} | flags],
+        "added_tokens": [{"id": eod_id, "content": end, "special": True} | flags],
         "pre_tokenizer": _BYTE_LEVEL,
         "decoder": _BYTE_LEVEL,
         "model": {"type": "BPE", "vocab": ids, "merges": pairs},
@@ -70,6 +75,8 @@ def engine(description: dict):
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     merged = [model["vocab"]["".join(pair)] for pair in pairs]
     if any(a >= b for a, b in itertools.pairwise(merged)):
+        return None
+    if LETTERS.keys() - model["vocab"].keys():
         return None
     ranks = {bytes([byte]): model["vocab"][letter] for letter, byte in LETTERS.items()}
     ranks |= {spelled_bytes("".join(pair)): id for pair, id in zip(pairs, merged, strict=True)}

@@ -2,6 +2,7 @@
 
 import abc
 import hashlib
+import itertools
 import json
 import pathlib
 import re
@@ -11,14 +12,14 @@ import numpy as np
 
 from mtnlg.core import files
 from mtnlg.core.errors import DataError, MissingInput
-from mtnlg.data import byte_level
-from mtnlg.data.byte_level import END_OF_DOCUMENT
+from mtnlg.data import byte_level, companions
+from mtnlg.data.byte_level import END_OF_DOCUMENT, OTHER_ENDS
+from mtnlg.data.companions import Companions
 
 SPACE = "\u2581"  # SentencePiece's spelling of a space
 MAX_FILE_BYTES = 50_000_000
 MAX_VOCAB_SIZE = 1 << 22
 
-_OTHER_ENDS = ("<|end_of_text|>", "</s>", "<eos>")
 _UNKNOWN = "\ufffd".encode()
 _BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
@@ -29,6 +30,7 @@ class Tokenizer(abc.ABC):
     has_dummy_prefix: whether a text gets a space before it. piece_bytes: int64 [vocab_size], of each token.
 
     start_ids: what the model was trained to see before a text (Llama's <s>), nothing for most. end_ids: where what it writes ends.
+    special_ids: of each special token, by its text. companions: what the files beside it say.
 
     Encoding adds no special tokens and finds none in the text: "<|endoftext|>" there is thirteen characters.
     """
@@ -37,11 +39,19 @@ class Tokenizer(abc.ABC):
     eod_id: int
     sha256: str
     file_name: str
-    start_ids: tuple[int, ...] = ()
+    start_ids: tuple[int, ...]
+    special_ids: dict[str, int]
+    companions: Companions
 
-    def __init__(self, content: bytes, pieces: list[bytes], eod_id: int):
-        self._content, self._pieces = content, pieces
-        self.vocab_size, self.eod_id, self.end_ids = len(pieces), eod_id, frozenset({eod_id})
+    def __init__(self, content: bytes, where: str, pieces: list[bytes], eod_id: int):
+        """start_ids, special_ids and companions are set before. Raises DataError when an end of the companions is not a token."""
+        self.content, self._pieces = content, pieces
+        self.vocab_size, self.eod_id = len(pieces), eod_id
+        known = (self.special_ids[token] for token in (END_OF_DOCUMENT, *OTHER_ENDS) if token in self.special_ids)
+        self.end_ids = frozenset({eod_id, *known, *self.companions.end_ids})
+        if max(self.end_ids) >= len(pieces):
+            what = f"eos_token_id={max(self.end_ids)}, and the vocabulary has {len(pieces)} tokens"
+            raise DataError(what, f"{companions.GENERATION} in {where}", "the files of one model")
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.piece_bytes = np.array(list(map(len, pieces)))
         self.has_dummy_prefix = self.decode_bytes(self.encode("a")).startswith(b" ")
@@ -53,6 +63,10 @@ class Tokenizer(abc.ABC):
     def encode(self, text: str) -> list[int]:
         """The ids of a text. Raises DataError on a string that is not Unicode text (a lone surrogate)."""
         return self.encode_batch([text])[0]
+
+    @abc.abstractmethod
+    def encode_marked(self, text: str) -> list[int]:
+        """The same where a special token's text is that token: for what a chat template writes, never for what a person does."""
 
     def encode_arrays(self, texts: list[str]) -> list[np.ndarray]:
         """The ids of each text, integers of any kind, made in this thread: for those who run several processes. Raises as above."""
@@ -74,9 +88,13 @@ class Tokenizer(abc.ABC):
         return text.removeprefix(" ") if self.has_dummy_prefix else text
 
     def save(self, directory) -> pathlib.Path:
-        """Writes the tokenizer's one file into the folder and returns its path, for `load`. Raises CannotWrite, TemporaryFailure."""
+        """Writes the tokenizer's one file into the folder and returns its path, and beside it its companions, for `load` of the folder.
+
+        Raises CannotWrite, TemporaryFailure.
+        """
         path = pathlib.Path(directory) / self.file_name
-        _write(path, self._content)
+        for name, content in {**self.companions.files, self.file_name: self.content}.items():
+            _write(path.with_name(name), content)
         return path
 
 
@@ -90,7 +108,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     file_name = "tokenizer.model"
 
-    def __init__(self, content: bytes, where: str):
+    def __init__(self, content: bytes, where: str, beside: Companions = companions.NONE):
         import sentencepiece
 
         try:
@@ -99,14 +117,17 @@ class SentencePieceTokenizer(Tokenizer):
         except (RuntimeError, ValueError) as error:
             raise DataError("not a SentencePiece model", where, "the whole .model file, copied again") from error
         ids = range(model.get_piece_size())
-        special = (END_OF_DOCUMENT, *_OTHER_ENDS)
-        ends = [id for id in map(model.piece_to_id, special) if model.is_control(id)]
-        eod_id = model.eos_id() if model.eos_id() >= 0 else next(iter(ends), None)
-        if eod_id is None:
-            raise DataError("the model has no end of document", where, f"a model with an eos piece or one of {', '.join(special)}")
+        self.special_ids = {model.id_to_piece(id): id for id in ids if model.is_control(id)}
+        eos_piece = model.id_to_piece(model.eos_id()) if model.eos_id() >= 0 else None
+        names = (beside.tokens.get("eos_token"), eos_piece, END_OF_DOCUMENT, *OTHER_ENDS)
+        end = next((name for name in names if name in self.special_ids), None)
+        if end is None:
+            what = f"a model with an eos piece or one of {', '.join((END_OF_DOCUMENT, *OTHER_ENDS))}"
+            raise DataError("the model has no end of document", where, what)
+        self.companions, self.start_ids = beside, _bos(beside, self.special_ids)
         byte_ids = [model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self._space_ids = byte_ids if all(map(model.is_byte, byte_ids)) else None
-        super().__init__(content, [self._piece_bytes(id) for id in ids], eod_id)
+        super().__init__(content, where, [self._piece_bytes(id) for id in ids], self.special_ids[end])
         if self.has_dummy_prefix:
             self._space_ids = None
 
@@ -130,6 +151,12 @@ class SentencePieceTokenizer(Tokenizer):
             batch.append(ids)
         return batch
 
+    def encode_marked(self, text: str) -> list[int]:
+        marks = "|".join(map(re.escape, sorted(self.special_ids, key=len, reverse=True)))
+        parts = re.split(f"({marks})", text)
+        ids = [[self.special_ids[part]] if place % 2 else self.encode(part) for place, part in enumerate(parts)]
+        return list(itertools.chain.from_iterable(ids))
+
     def encode_arrays(self, texts: list[str]) -> list[np.ndarray]:
         arrays = self._encode_plain(texts, return_type="numpy", num_threads=1)
         if self._space_ids is not None:
@@ -146,11 +173,14 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 class JsonTokenizer(Tokenizer):
-    """A `tokenizer.json` whose tokens spell bytes: byte-level BPE (Radford et al. 2019, section 2.2), or pieces with byte fallback."""
+    """A `tokenizer.json` whose tokens spell bytes: byte-level BPE (Radford et al. 2019, section 2.2), or pieces with byte fallback.
+
+    A byte-level vocabulary that lacks bytes which are hardly ever in a text (SmolLM2's: control characters) leaves them out, unseen.
+    """
 
     file_name = "tokenizer.json"
 
-    def __init__(self, content: bytes, where: str):
+    def __init__(self, content: bytes, where: str, beside: Companions = companions.NONE):
         import tokenizers
 
         cure = "the whole tokenizer.json, copied again"
@@ -162,7 +192,8 @@ class JsonTokenizer(Tokenizer):
         model.no_truncation()
         model.no_padding()
         vocabulary = model.get_vocab()
-        end = next((token for token in (END_OF_DOCUMENT, *_OTHER_ENDS) if token in vocabulary), None)
+        names = (beside.tokens.get("eos_token"), *map(model.id_to_token, beside.end_ids), END_OF_DOCUMENT, *OTHER_ENDS)
+        end = next((token for token in names if token in vocabulary), None)
         if end is None:
             raise DataError("the vocabulary has no end of document", where, f"adding {END_OF_DOCUMENT} to its added_tokens")
         model.add_special_tokens([end])
@@ -173,7 +204,7 @@ class JsonTokenizer(Tokenizer):
         decoders = json.dumps(description.get("decoder"))
         spells_bytes = '"ByteLevel"' in decoders
         if spells_bytes:
-            missing = byte_level.LETTERS.keys() - vocabulary.keys()
+            missing = {letter for letter, byte in byte_level.LETTERS.items() if letter not in vocabulary and byte not in byte_level.RARE}
             if missing:
                 raise DataError(f"{len(missing)} of the 256 byte letters are not in the vocabulary", where, cure)
         elif '"ByteFallback"' not in decoders:
@@ -186,13 +217,28 @@ class JsonTokenizer(Tokenizer):
             else:
                 pieces[id] = byte_level.spelled_bytes(token) if spells_bytes else _spelled_bytes(token, bool(_BYTE_PIECE.fullmatch(token)))
         self._engine = byte_level.engine(description) if spells_bytes else None
-        super().__init__(content, pieces, vocabulary[end])
+        self.special_ids = {token.content: id for id, token in added.items() if token.special}
+        self.companions = beside
+        processed = model.encode("a", add_special_tokens=True)
+        before = itertools.takewhile(lambda pair: pair[1], zip(processed.ids, processed.special_tokens_mask, strict=True))
+        has_processor = description.get("post_processor") is not None
+        self.start_ids = tuple(id for id, _ in before) if has_processor else _bos(beside, vocabulary)
+        super().__init__(content, where, pieces, vocabulary[end])
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         try:
             return [encoding.ids for encoding in self._model.encode_batch_fast(texts, add_special_tokens=False)]
         except TypeError as error:
             raise _not_text(error) from error
+
+    def encode_marked(self, text: str) -> list[int]:
+        self._model.encode_special_tokens = False
+        try:
+            return self._model.encode(text, add_special_tokens=False).ids
+        except TypeError as error:
+            raise _not_text(error) from error
+        finally:
+            self._model.encode_special_tokens = True
 
     def encode_arrays(self, texts: list[str]) -> list[np.ndarray]:
         try:
@@ -213,12 +259,14 @@ class JsonTokenizer(Tokenizer):
 def load(path) -> Tokenizer:
     """Reads a SentencePiece model, a `tokenizer.json`, or a folder with one of them or with GPT-2's `vocab.json` and `merges.txt`.
 
+    The companions beside it (`data.companions`) say what comes before a text and where one ends: their eos is the end of a document.
+
     Raises MissingInput when nothing of that kind is there; DataError when it is damaged, ambiguous or larger than 50 MB.
     """
     path = pathlib.Path(path)
     if path.is_file():
         kind = JsonTokenizer if path.suffix == ".json" else SentencePieceTokenizer
-        return kind(_read(path), str(path))
+        return kind(_read(path), str(path), companions.read(path.parent))
     models = sorted(path.glob("*.model"))
     if len(models) > 1:
         raise DataError(f"{len(models)} .model files are there", str(path), f"{models[0]}, or another one of them")
@@ -227,8 +275,14 @@ def load(path) -> Tokenizer:
             return load(file)
     pair = [path / "vocab.json", path / "merges.txt"]
     if all(file.is_file() for file in pair):
-        return JsonTokenizer(byte_level.description(*map(_read, pair), where=", ".join(map(str, pair))), str(path))
+        content = byte_level.description(*map(_read, pair), where=", ".join(map(str, pair)))
+        return JsonTokenizer(content, str(path), companions.read(path))
     raise MissingInput("no tokenizer is there", str(path), "a .model, a tokenizer.json, or a folder with vocab.json and merges.txt")
+
+
+def _bos(beside: Companions, ids: dict[str, int]) -> tuple[int, ...]:
+    bos = beside.tokens.get("bos_token")
+    return (ids[bos],) if beside.adds_bos and bos in ids else ()
 
 
 def train(texts: Iterable[str], path, *, kind: str, vocab_size: int, max_bytes: int) -> SentencePieceTokenizer:

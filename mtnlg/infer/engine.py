@@ -1,5 +1,6 @@
 """Generation over token ids: prefill a batch of prompts, then one token a step, the cache updated in place."""
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from mtnlg import spmd
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError
+from mtnlg.core.tree import cast
 from mtnlg.infer.sampling import Sampling, sample
 from mtnlg.model import cache as caches
 from mtnlg.parallel import mesh as meshes
@@ -48,7 +50,9 @@ class Engine:
         self.config, self.mesh = config, mesh
         self.num_ids = num_ids = num_ids or config.model.vocab_size
         self.dtype = jnp.dtype(config.train.compute_dtype)
-        self._compute_params = jax.jit(spmd.compute_params(config, mesh))
+        # With ZeRO 0 they are stored as they are computed with, and stay where they are. (jax.jit would copy them.)
+        whole = config.mesh.zero == 0
+        self._compute_params = functools.partial(cast, dtype=self.dtype) if whole else jax.jit(spmd.compute_params(config, mesh))
         self.load(params)
         prefill, decode_step = spmd.prefill(config, mesh), spmd.decode_step(config, mesh)
 
@@ -82,8 +86,7 @@ class Engine:
         limit, longest = self.config.model.seq_len, len(request.prompt) + request.max_new_tokens
         if not request.prompt:
             raise ConfigError("the prompt has no tokens", "prompt", "at least one token; the end-of-document token starts afresh")
-        if max(request.prompt) >= self.num_ids or min(request.prompt) < 0:
-            raise ConfigError(f"the prompt has ids beyond the vocabulary of {self.num_ids}", "prompt")
+        self.check_ids(request.prompt, "prompt")
         if self.config.model.position == "learned" and longest > limit:
             cure = f"at most {limit - len(request.prompt)} new tokens" if len(request.prompt) < limit else "a shorter prompt"
             raise ConfigError(
@@ -102,6 +105,11 @@ class Engine:
             if not good:
                 raise ConfigError(f"{name}={getattr(request, name)} is out of range", name, cure)
 
+    def check_ids(self, ids: Sequence[int], name: str) -> None:
+        """Raises ConfigError for ids that the model, or its tokenizer, does not have."""
+        if max(ids) >= self.num_ids or min(ids) < 0:
+            raise ConfigError(f"the {name} has ids beyond the vocabulary of {self.num_ids}", name)
+
     def stream(self, requests: Sequence[Request]) -> Iterator[np.ndarray]:
         """Yields the new tokens of all rows [B] int32, step after step, up to the longest request; stop by closing the iterator."""
         for request in requests:
@@ -112,8 +120,8 @@ class Engine:
         requests = [*requests, *[requests[0]] * (-asked % self.config.mesh.num_sample_shards)]  # as many rows on each device
         lengths_B = np.array([len(r.prompt) for r in requests], np.int32)
         # Lengths are rounded up so that prompts of like length share one compiled program.
-        width, steps = _round_up(int(lengths_B.max())), max(r.max_new_tokens for r in requests)
-        slots = _round_up(width + steps)
+        width, steps = rounded_up(int(lengths_B.max())), max(r.max_new_tokens for r in requests)
+        slots = rounded_up(width + steps)
         places_L = np.arange(width, dtype=np.int32)
         real_BL = places_L < lengths_B[:, None]
         tokens_BL = np.zeros((len(requests), width), np.int32)
@@ -149,6 +157,6 @@ class Engine:
         return outputs
 
 
-def _round_up(length: int) -> int:
+def rounded_up(length: int) -> int:
     """The next power of two, at least 16."""
     return max(16, 1 << (length - 1).bit_length())

@@ -1,4 +1,4 @@
-"""From the residual stream of a microbatch to its loss, or to the score of every token."""
+"""From the residual stream of a microbatch to its loss, to the score of every token, or to one vector for a row."""
 
 import jax.numpy as jnp
 
@@ -35,6 +35,12 @@ def scores(config: schema.Config, params: dict, x_BLD, batch: dict, shard: Tenso
         shard=shard,
     )
     return nll_T.reshape(batch["tokens"].shape), greedy_T.reshape(batch["tokens"].shape)
+
+
+def weighted_sum(x_BLD, weights_BL):
+    """[B, D] in at least float32: the sum over L."""
+    dtype = jnp.promote_types(x_BLD.dtype, jnp.float32)
+    return jnp.einsum("bld,bl->bd", x_BLD.astype(dtype), weights_BL.astype(dtype))
 
 
 def weight_sum(batch: dict, like):

@@ -1,4 +1,4 @@
-"""Negative controls: each collective taken away, and the parity of loss, gradients, scores or logits must fail.
+"""Negative controls: each collective taken away, and the parity of loss, gradients, scores, vectors or logits must fail.
 
 A collective is known by its `why` (core/collectives.py). Taken away, it leaves what a device has by itself, in the right shape: no sum,
 its own share of what would be scattered, copies of its own share of what would be gathered.
@@ -207,28 +207,34 @@ def test_these_are_all_collectives_of_a_step(monkeypatch, case):
 
 
 SCORING = {LARGEST, EXPONENTIALS, "first of the likeliest tokens", "scores, of all places", "scores, from the last stage"}
+POOLING = {"hidden states, over the places of a text"}
 GENERATION = {"logits, of the whole vocabulary", "logits, of all rows"}
 
 
-def test_scores_and_generation_use_no_other(monkeypatch):
+def test_scores_vectors_and_generation_use_no_other(monkeypatch):
     """Beside those of a step, which the block brings along, only what is taken away below."""
     seen = record(monkeypatch)
     mesh = {"replica": 2, "data": 2, "context": 2, "tensor": 2, "sequence_parallel": True}
     scores(mesh)
     scores({"pipe": 2, "context": 2, "tensor": 2})
+    pooled(mesh)
     generated("mtnlg", mesh)
-    assert SCORING | GENERATION <= seen <= SCORING | GENERATION | {why for _, why in CONTROLS}
+    used = SCORING | POOLING | GENERATION
+    assert used <= seen <= used | {why for _, why in CONTROLS}
 
 
 # Scores
 
 
-def scores(mesh):
+def read(program, mesh):
     config = config_of("mtnlg", mesh, num_layers=4, microbatch_size=2)
     made = meshes.make(config.mesh)
     fields = {name: array[0] for name, array in batch(1).items()}
     params = states.make(config, made).params
-    return jax.device_get(jax.jit(spmd.score(config, made))(params, meshes.put(made, fields)))
+    return jax.device_get(jax.jit(program(config, made))(params, meshes.put(made, fields)))
+
+
+scores = functools.partial(read, spmd.score)
 
 
 MESHES = [
@@ -256,6 +262,27 @@ def test_without_a_collective_the_scores_are_wrong(monkeypatch, why):
     take_away(monkeypatch, why)
     nll, greedy = scores({"pipe": 2, "context": 2, "tensor": 2})
     assert not (np.allclose(nll, expected[0], rtol=EXACT) and np.array_equal(greedy, expected[1]))
+
+
+# Vectors
+
+
+pooled = functools.partial(read, spmd.pooled)
+
+
+@pytest.mark.parametrize("mesh", [mesh for mesh in MESHES if "pipe" not in mesh])
+def test_vectors_equal_one_device(mesh):
+    expected = pooled({})
+    assert np.max(np.abs(pooled(mesh) - expected)) < EXACT * np.max(np.abs(expected))
+    assert expected.shape == (16, 16) and np.any(expected != 0, axis=1).sum() == np.any(batch(1)["weights"][0] > 0, axis=1).sum()
+
+
+@pytest.mark.parametrize("mesh", [{"context": 2}, {"tensor": 2, "sequence_parallel": True}])
+@pytest.mark.parametrize("why", sorted(POOLING))
+def test_without_a_collective_the_vectors_are_wrong(monkeypatch, mesh, why):
+    expected = pooled({})
+    take_away(monkeypatch, why)
+    assert np.max(np.abs(pooled(mesh) - expected)) > WRONG * np.max(np.abs(expected))
 
 
 # Generation

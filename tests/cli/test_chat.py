@@ -1,0 +1,100 @@
+"""`mtnlg chat`: a conversation through a pipe and on a terminal, its history, and what ends it."""
+
+import io
+import sys
+import types
+
+import pytest
+
+from mtnlg import lm
+from mtnlg.cli.main import main
+from mtnlg.core.errors import ConfigError
+from tests.data.test_chat import CHATML, with_template
+
+
+class Parrot:
+    """A model that says how often it was asked, and with what."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.asked = tokenizer, []
+        self.engine = types.SimpleNamespace(config=types.SimpleNamespace(model=types.SimpleNamespace(seq_len=1000)))
+
+    def stream_from(self, ids, **sampling):
+        self.asked.append((self.tokenizer.decode(ids), sampling))
+        yield from ("answer ", str(len(self.asked)))
+
+
+@pytest.fixture
+def parrot(monkeypatch, tmp_path):
+    model = Parrot(with_template(tmp_path, CHATML))
+    monkeypatch.setattr(lm, "from_pretrained", lambda path, mesh: model)
+    return model
+
+
+def piped(monkeypatch, content):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_every_line_is_answered_with_all_that_was_said(parrot, monkeypatch, capsys):
+    piped(monkeypatch, "one\n\n  é two \nthree".encode())
+    assert main(["chat", "--model=x", "--system=be brief", "--temperature=0", "--max_new_tokens=9"]) == 0
+    assert capsys.readouterr().out == "answer 1\nanswer 2\nanswer 3\n"
+    first = "system\nbe brief\nuser\none\nassistant\n"
+    assert [text for text, _ in parrot.asked[:2]] == [first, f"{first}answer 1\nuser\né two\nassistant\n"]
+    assert parrot.asked[0][1] == {"max_new_tokens": 9, "temperature": 0.0, "top_k": 0, "top_p": 0.95, "seed": 0}
+
+
+def test_reset(parrot, monkeypatch):
+    piped(monkeypatch, b"one\n/reset\ntwo\n")
+    assert main(["chat", "--model=x"]) == 0
+    assert [text for text, _ in parrot.asked] == ["user\none\nassistant\n", "user\ntwo\nassistant\n"]
+
+
+def test_an_answer_has_the_room_that_is_left(parrot, monkeypatch, capsys):
+    piped(monkeypatch, b"a" * 900 + b"\nb\n")
+    assert main(["chat", "--model=x"]) == 0
+    assert 50 < parrot.asked[0][1]["max_new_tokens"] < 100
+    piped(monkeypatch, b"a" * 2000)
+    assert main(["chat", "--model=x"]) == 2
+    assert "and the model reads 1000 (chat). Try: /reset" in capsys.readouterr().err
+
+
+def test_no_text(parrot, monkeypatch, capsys):
+    piped(monkeypatch, b"\xff\n")
+    assert main(["chat", "--model=x"]) == 65
+    assert "a line is not UTF-8" in capsys.readouterr().err
+
+
+def test_a_model_without_a_template(parrot, monkeypatch, capsys):
+    parrot.tokenizer.companions = parrot.tokenizer.companions._replace(template=None)
+    piped(monkeypatch, b"a\n")
+    assert main(["chat", "--model=x"]) == 65
+    error = capsys.readouterr().err
+    assert error.startswith("mtnlg: error: the model has no chat template (x). Try: python -m mtnlg generate") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt])
+def test_a_terminal(parrot, monkeypatch, capsys, end):
+    """A turn that fails is told and forgotten; the conversation goes on, until Ctrl-C or Ctrl-D."""
+    typed = iter(["one", "", "two", "three"])
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: True))
+
+    def read(prompt):
+        try:
+            return next(typed)
+        except StopIteration:
+            raise end from None
+
+    monkeypatch.setattr("builtins.input", read)
+    stream = parrot.stream_from
+
+    def failing(ids, **sampling):
+        if "two" in parrot.tokenizer.decode(ids):
+            raise ConfigError("no", "here", "this")
+        return stream(ids, **sampling)
+
+    parrot.stream_from = failing
+    assert main(["chat", "--model=x"]) == 0
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("answer 1\nanswer 2\n\n", "mtnlg: error: no (here). Try: this\n")
+    assert parrot.asked[1][0] == "user\none\nassistant\nanswer 1\nuser\nthree\nassistant\n"
