@@ -23,7 +23,7 @@ from mtnlg.interop import megatron_args, megatron_file, megatron_ranks, megatron
 from mtnlg.interop.foreign import Foreign
 from mtnlg.interop.huggingface import essential
 from mtnlg.interop.layout import Layout, Part, Tensor, linear, name_of, norm
-from mtnlg.interop.megatron_names import EMBEDDING, HEAD, flat
+from mtnlg.interop.megatron_names import EMBEDDING, HEAD, flat, fused
 from mtnlg.interop.megatron_ranks import FILE, RELEASE, TRACKER, WHOLE, Parts, Rank
 from mtnlg.interop.megatron_shards import VERSIONS, Rows
 from mtnlg.interop.settings import Settings
@@ -32,6 +32,7 @@ from mtnlg.interop.tensors import problems, refuse
 ARCHITECTURE = "Megatron-LM"
 VOCAB_MULTIPLE = 128  # rows of a rank's embedding, by default (make_vocab_size_divisible_by)
 NAMED_BY = "OUT"
+IMPLS = ("transformer_engine", "local")  # Megatron-LM's --transformer-impl, the first its default
 
 
 def tensors(model: schema.Model) -> tuple[Tensor, ...]:
@@ -147,11 +148,17 @@ def layout_for(model: schema.Model, num_ranks: int, num_stages: int) -> Layout:
 
 
 def write(
-    root: str | os.PathLike, layout: Layout, read: Callable[[Tensor, int | None], np.ndarray], num_ranks: int = 1, num_stages: int = 1
+    root: str | os.PathLike,
+    layout: Layout,
+    read: Callable[[Tensor, int | None], np.ndarray],
+    num_ranks: int = 1,
+    num_stages: int = 1,
+    transformer_impl: str = IMPLS[0],
 ) -> None:
     """Writes ROOT/release: weights alone, which Megatron-LM takes as a start. The tracker comes last: without it nothing is there.
 
     layout: of `layout_for`; read: a whole tensor of it, in the dtype that is to be written. A rank's part is in memory at a time.
+    transformer_impl: one of IMPLS, by whose names; Megatron-LM must run with the same one, or it starts with other norms.
     Raises CannotWrite, TemporaryFailure, ConfigError (torch is not installed).
     """
     root, model = pathlib.Path(root), layout.model
@@ -161,14 +168,15 @@ def write(
         "tensor_model_parallel_size": num_ranks,
         "pipeline_model_parallel_size": num_stages,
         "virtual_pipeline_model_parallel_size": None,
-        "transformer_impl": "local",
+        "transformer_impl": transformer_impl,
         "ckpt_format": "torch",
     }
+    called = dict(zip(IMPLS, (fused, str), strict=True))[transformer_impl]
     for stage in range(num_stages):
         held = list(_held(layout, stage, num_stages))
         for rank in range(num_ranks):
             part = functools.partial(megatron_shards.split, rank=rank, num_ranks=num_ranks, gated=model.activation == "swiglu")
-            arrays = {name: part(name, read(tensor, layer)) for name, tensor, layer in held}
+            arrays = {called(name): part(name, read(tensor, layer)) for name, tensor, layer in held}
             path = root / RELEASE / megatron_ranks.rank_folder((rank, stage), num_stages) / FILE
             megatron_file.save(path, args, arrays, NAMED_BY)
     files.write_atomic(root / TRACKER, RELEASE, NAMED_BY)

@@ -192,7 +192,7 @@ def test_it_takes_what_we_write(model, alone, tmp_path):
 
     params = {path: 0.2 * rows + ("norm/scale" in path) for path, rows in random_params(model).items()}
     layout = megatron.layout_for(model, 1, 1)
-    megatron.write(tmp_path, layout, whole(params, layout))
+    megatron.write(tmp_path, layout, whole(params, layout), transformer_impl="local")
     state = torch.load(tmp_path / "release" / "mp_rank_00" / "model_optim_rng.pt", weights_only=False)
     judge = theirs(vars(state["args"]))
     judge.load_state_dict(state["model"])
@@ -217,7 +217,7 @@ def test_every_rank_takes_its_file(model, num_ranks, num_stages, tmp_path):
     import torch
 
     params, layout = random_params(model), megatron.layout_for(model, num_ranks, num_stages)
-    megatron.write(tmp_path, layout, whole(params, layout), num_ranks, num_stages)
+    megatron.write(tmp_path, layout, whole(params, layout), num_ranks, num_stages, "local")
     for stage in range(num_stages):
         for rank in range(num_ranks):
             path = tmp_path / "release" / megatron_ranks.rank_folder((rank, stage), num_stages) / "model_optim_rng.pt"
