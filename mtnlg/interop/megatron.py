@@ -80,7 +80,7 @@ def open_folder(path: str | os.PathLike, vocab_size: int | None = None) -> Forei
     if not isinstance(args, megatron_file.StandIn):
         what = "has no args, which say what model it is: an old release, or a file of another project"
         raise DataError(what, where, "a checkpoint that Megatron-LM's training has saved")
-    versions = {repr(state.get("checkpoint_version", 0)) for state in states.values()}
+    versions = {repr(state.get("checkpoint_version", 0))[:40] for state in states.values()}
     if len(versions) > 1:
         raise DataError(f"ranks have checkpoint versions {', '.join(sorted(versions))}", where, "files of one checkpoint")
     ranks = {rank: _parts(file) for rank, file in opened.items()}
@@ -100,11 +100,11 @@ def _parts(file: megatron_file.File) -> Parts:
 def assemble(args: Mapping[str, Any], version: float, ranks: Mapping[Rank, Parts], where: str, vocab_size: int | None = None) -> Foreign:
     """The model whose parts these are, as numpy arrays; version: `checkpoint_version`. Raises DataError."""
     if type(version) not in (int, float) or version not in VERSIONS:
-        raise DataError(f"checkpoint version {version!r} is not known", where, f"one of {', '.join(map(str, VERSIONS))}")
+        raise DataError(f"checkpoint version {repr(version)[:40]} is not known", where, f"one of {', '.join(map(str, VERSIONS))}")
     parts, num_layers = megatron_ranks.gather(ranks, where)
-    if EMBEDDING not in parts:
-        raise DataError(f"has no {EMBEDDING}: not a GPT's, or its first stage is missing", where, "a GPT's whole checkpoint")
-    num_ids = sum(len(part) for part in parts[EMBEDDING])
+    if EMBEDDING not in parts or parts[EMBEDDING][0].ndim != 2:
+        raise DataError(f"has no matrix {EMBEDDING}: not a GPT's, or its first stage is missing", where, "a GPT's whole checkpoint")
+    num_ids = len(parts[EMBEDDING]) * len(parts[EMBEDDING][0])
     settings = Settings(dict(args))
     settings.require("num_layers", num_layers, f"{num_layers} are there")
     settings.require("padded_vocab_size", num_ids, f"the embedding has {num_ids} rows")

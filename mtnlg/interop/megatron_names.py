@@ -26,14 +26,20 @@ _RENAMES = [
 ]
 
 
-def flat(model: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(name, value) of every leaf of nested dicts, but those that hold no weights."""
-    for key, value in model.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from flat(value, f"{name}.")
-        elif not name.endswith(NO_WEIGHTS):
-            yield name, value
+def flat(model: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(name, value) of every leaf of nested dicts that may hold weights. A dict that is there twice, or in itself, counts once."""
+    todo, seen = [("", model)], set()
+    while todo:
+        prefix, inside = todo.pop()
+        if id(inside) in seen:
+            continue
+        seen.add(id(inside))
+        for key, value in inside.items():
+            name = f"{prefix}{key}"
+            if isinstance(value, dict):
+                todo.append((f"{name}.", value))
+            elif not name.endswith(NO_WEIGHTS):
+                yield name, value
 
 
 def plain(name: str) -> str:

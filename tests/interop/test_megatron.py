@@ -152,6 +152,9 @@ def test_parts_that_do_not_fit_together():
         lambda ranks: [ranks[rank, 1][0].pop(name) for rank in (0, 1) for name in list(ranks[rank, 1][0]) if ".layers.1." in name]
     )
     assert "same meaning" in broken(lambda ranks: ranks[0, 0][0].update({"language_model.embedding.word_embeddings.weight": np.ones(1)}))
+    assert "no matrix" in broken(
+        lambda ranks: [ranks[rank, 0][0].update({"embedding.word_embeddings.weight": np.ones(())}) for rank in (0, 1)]
+    )
     assert "first stage" in broken(lambda ranks: [ranks[rank, 0][0].pop("embedding.word_embeddings.weight") for rank in (0, 1)])
 
 
@@ -360,3 +363,13 @@ def test_without_torch(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="megatron"):
         megatron.write(tmp_path / "out", layout, whole(params, layout))
     assert not (tmp_path / "out").exists()
+
+
+def test_dicts_that_hold_themselves():
+    inside = {"weight": 1, "_extra_state": 2}
+    inside["self"] = {"again": inside, "bias": 3}
+    assert dict(megatron_names.flat({"a": inside, "b": inside})) in ({"b.weight": 1, "b.self.bias": 3}, {"a.weight": 1, "a.self.bias": 3})
+    deep: dict = {}
+    for _ in range(3000):
+        deep = {"x": deep}
+    assert dict(megatron_names.flat(deep)) == {}

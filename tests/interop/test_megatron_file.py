@@ -237,6 +237,12 @@ def test_files_of_something_else(tmp_path):
     for name in vars(args):
         hostile = argparse.Namespace(**vars(args) | {name: torch.ones(3), "num_experts": torch.ones(3)})
         assert name in refused({"args": hostile, "model": good, "checkpoint_version": 3.0})
+    inside: dict = {"args": args, "checkpoint_version": 3.0}
+    inside["model"] = inside
+    assert "is no tensor" in refused(inside)
+    for _ in range(100):
+        good = {"x": good}
+    assert "has no matrix" in refused({"args": args, "model": good, "checkpoint_version": 3.0})
     path.unlink()
     path.mkdir()
     with pytest.raises(MissingInput):
