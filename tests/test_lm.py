@@ -1,9 +1,11 @@
-"""Text in, text out, from a run's folder that was never trained; and what is said when the folder is not whole."""
+"""Text in; text, scores and vectors out, from a run's folder that was never trained; and what is said when it is not whole."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -14,7 +16,9 @@ from mtnlg.checkpoint import MANIFEST, Checkpoints
 from mtnlg.core import config as configs
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError, DataError, MissingInput
+from mtnlg.data import byte_level
 from mtnlg.data import tokenizer as tokenizers
+from mtnlg.model import transformer
 from mtnlg.parallel import mesh as meshes
 from mtnlg.train import state as states
 
@@ -42,6 +46,13 @@ def written(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(written):
     return lm.from_pretrained(written[0])
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A run whose model has an opinion, and its parameters."""
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, init_std=1.0))
+    return write_run(tmp_path_factory.mktemp("wide") / "run", config)
 
 
 @pytest.fixture
@@ -138,6 +149,156 @@ def test_the_first_of_two_stop_strings_in_one_piece(model, monkeypatch):
 
 def test_a_character_cut_off_by_max_new_tokens_is_marked(model, monkeypatch):
     assert spoken(model, monkeypatch, byte_ids(model, "a中")).complete("a", max_new_tokens=3) == "a\ufffd"
+
+
+def test_any_end_ends_the_text(model, monkeypatch):
+    other = model.tokenizer.encode("sat")[0]
+    monkeypatch.setattr(model.tokenizer, "end_ids", frozenset({model.tokenizer.eod_id, other}))
+    ids = [*model.tokenizer.encode("the cat"), other, *model.tokenizer.encode(" on")]
+    assert spoken(model, monkeypatch, ids).complete("a", max_new_tokens=len(ids)) == "the cat"
+    assert model.tokenizer.decode(model.generate([5], max_new_tokens=len(ids))) == "the cat"
+
+
+def test_a_prompt_begins_as_texts_do(model, monkeypatch):
+    monkeypatch.setattr(model.tokenizer, "start_ids", (7, 8))
+    for prompt in ("the cat", ""):
+        ids = model.generate([7, 8, *model.tokenizer.encode(prompt)], max_new_tokens=5)
+        assert model.complete(prompt, max_new_tokens=5) == model.tokenizer.decode(ids)
+
+
+# Scores and vectors
+
+SPREAD = [{"data": 2, "tensor": 2}, {"context": 2}, {"tensor": 2, "sequence_parallel": True}, {"data": 2, "zero": 3}]
+PROMPT, CONTINUATION, LONG = "the cat sat on", " the mat, and", TEXT * 2  # LONG has more tokens than the model has places
+
+
+def plain(params, ids):
+    """(hidden states [L, D], log-probabilities [L, V]) of one row, from whole logits."""
+    fields = {"tokens": [ids], "positions": [range(len(ids))], "segment_ids": [[1] * len(ids)]}
+    with jax.default_matmul_precision("float32"):
+        x_LD = transformer.hidden(CONFIG.model, params, {name: jnp.array(values) for name, values in fields.items()})[0][0]
+        logits_LV = x_LD @ params["embedding"]["tokens"].T
+    return np.array(x_LD), np.array(jax.nn.log_softmax(logits_LV[:, : CONFIG.model.vocab_size].astype(jnp.float32)))
+
+
+def by_tokens(params, ids):
+    """The log-probability of each token but the first."""
+    return np.take_along_axis(plain(params, ids)[1][:-1], np.array(ids)[1:, None], axis=1)[:, 0]
+
+
+def test_a_score_is_the_sum_of_log_probabilities(wide):
+    folder, params = wide
+    model = lm.from_pretrained(folder)
+    tok = model.tokenizer
+    prompt, ids = tok.encode(PROMPT), tok.encode(PROMPT + CONTINUATION)
+    assert ids[: len(prompt)] == prompt
+    expected = by_tokens(params, [tok.eod_id, *ids])[len(prompt) :].sum()
+    np.testing.assert_allclose(model.score(PROMPT, CONTINUATION), expected, rtol=1e-5)
+    np.testing.assert_allclose(model.score("", PROMPT), by_tokens(params, [tok.eod_id, *prompt]).sum(), rtol=1e-5)
+    np.testing.assert_allclose(model.loss(PROMPT), -by_tokens(params, [tok.eod_id, *prompt]).mean(), rtol=1e-5)
+    assert abs(expected / (len(ids) - len(prompt)) + np.log(CONFIG.model.vocab_size)) > 1, "it has no opinion"
+
+
+def test_vectors_are_means_or_the_last(wide):
+    folder, params = wide
+    model = lm.from_pretrained(folder)
+    texts = ["the", PROMPT, "a dog, a cat and a table"]
+    states = [plain(params, model.tokenizer.encode(text))[0] for text in texts]
+    for pool, expected in (("mean", [x.mean(0) for x in states]), ("last", [x[-1] for x in states])):
+        found = model.encode(texts, pool=pool)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found, np.concatenate([model.encode([text], pool=pool) for text in texts]), rtol=1e-5, atol=1e-6)
+
+
+def test_what_texts_begin_with_is_read_and_not_counted(wide, monkeypatch):
+    folder, params = wide
+    model = lm.from_pretrained(folder)
+    monkeypatch.setattr(model.tokenizer, "start_ids", (7, 8))
+    ids = [7, 8, *model.tokenizer.encode(PROMPT)]
+    np.testing.assert_allclose(model.score("", PROMPT), by_tokens(params, ids)[1:].sum(), rtol=1e-5)
+    np.testing.assert_allclose(model.loss(PROMPT), -by_tokens(params, ids)[1:].mean(), rtol=1e-5)
+    np.testing.assert_allclose(model.encode([PROMPT])[0], plain(params, ids)[0][2:].mean(0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mesh", SPREAD)
+def test_scores_and_vectors_are_the_same_on_a_mesh(wide, mesh):
+    alone, spread = lm.from_pretrained(wide[0]), lm.from_pretrained(wide[0], schema.Mesh(**mesh))
+    assert len(alone.tokenizer.encode(LONG)) > 2 * CONFIG.model.seq_len
+    pairs = [(PROMPT, CONTINUATION), ("", LONG), (LONG, CONTINUATION)]
+    np.testing.assert_allclose(spread.score_many(pairs), [alone.score(*pair) for pair in pairs], rtol=1e-5)
+    np.testing.assert_allclose(spread.loss(LONG), alone.loss(LONG), rtol=1e-5)
+    for pool in ("mean", "last"):
+        np.testing.assert_allclose(spread.encode(["the", LONG], pool), alone.encode(["the", LONG], pool), rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_weights_are_rounded_and_lie_as_such(wide):
+    narrow, exact = lm.from_pretrained(wide[0], dtype="bfloat16"), lm.from_pretrained(wide[0])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.bfloat16)), narrow.engine.params, exact.engine.params)
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(narrow.engine.params))
+    assert narrow.loss(TEXT) != exact.loss(TEXT) and abs(narrow.loss(TEXT) - exact.loss(TEXT)) < 0.05 * exact.loss(TEXT)
+    assert narrow.encode(["the"]).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [
+        (lambda model: model.score("the", ""), "there are no tokens to score in '' (text). Try: a text that is not empty"),
+        (lambda model: model.loss(""), "there are no tokens to score in '' (text). Try: a text that is not empty"),
+        (lambda model: model.encode(["the", ""]), "text 1 has no tokens (texts). Try: texts that are not empty"),
+    ],
+)
+def test_empty_texts_are_refused(model, what, line):
+    with pytest.raises(DataError) as caught:
+        what(model)
+    assert str(caught.value) == line
+
+
+def test_what_cannot_be_asked(model, written):
+    with pytest.raises(ConfigError, match="pool='first' is not one of mean, last"):
+        model.encode(["the"], pool="first")
+    with pytest.raises(ConfigError, match=r"Try: encode\(\[text\]\)"):
+        model.encode("the")
+    with pytest.raises(ConfigError, match="'float16' is not one of float32, bfloat16, float64"):
+        lm.from_pretrained(written[0], dtype="float16")
+    with pytest.raises(ConfigError, match="JAX_ENABLE_X64=1 before the command"):
+        lm.from_pretrained(written[0], dtype="float64")
+
+
+# Where a continuation begins
+
+
+def byte_tokenizer(folder, **changes):
+    """GPT-2's kind with four merges; `changes` of its tokenizer.json."""
+    vocabulary = [*byte_level.LETTERS, "he", "ll", "hell", "<|endoftext|>"]
+    merges = "#version: 0.2\nh e\nl l\nhe ll\n"
+    content = json.dumps({token: id for id, token in enumerate(vocabulary)}).encode(), merges.encode()
+    description = json.loads(byte_level.description(*content, where="test")) | changes
+    (folder / "tokenizer.json").write_text(json.dumps(description))
+    return tokenizers.load(folder)
+
+
+@given(text=st.text("the catsdogé中", min_size=1, max_size=20), data=st.data())
+def test_the_continuation_is_every_token_with_a_byte_of_it(model, text, data):
+    tok, cut = model.tokenizer, data.draw(st.integers(0, len(text) - 1))
+    (ids,), (first,) = lm.continuations(tok, [(text[:cut], text[cut:])])
+    assert ids == [tok.eod_id, *tok.encode(text)]
+    before, prompt = tok.decode_bytes(ids[:first]), text[:cut].encode()
+    assert prompt.startswith(before) and len(before) + tok.piece_bytes[ids[first]] > len(prompt)
+
+
+@pytest.mark.parametrize(("prompt", "continuation", "first"), [("h", "ell", 1), ("hell", "o", 2), ("o he", "ll", 3), ("", "he", 1)])
+def test_a_token_with_bytes_of_both_is_the_continuations(tmp_path, prompt, continuation, first):
+    tok = byte_tokenizer(tmp_path)
+    assert lm.continuations(tok, [(prompt, continuation)]) == ([[tok.eod_id, *tok.encode(prompt + continuation)]], [first])
+
+
+def test_a_prompt_that_what_follows_changes_is_encoded_apart(tmp_path):
+    """A tokenizer that composes characters: e and an accent are one, with other bytes than both."""
+    tok = byte_tokenizer(tmp_path, normalizer={"type": "NFC"})
+    (ids, apart), firsts = lm.continuations(tok, [("cafe\u0301", " he"), ("cafe", "\u0301 he")])
+    assert ids == [tok.eod_id, *tok.encode("caf\xe9 he")] and tok.decode(ids[firsts[0] :]) == " he"
+    assert apart == [tok.eod_id, *tok.encode("cafe"), *tok.encode("\u0301 he")] and firsts[1] == 5
 
 
 # A folder that is not whole

@@ -11,6 +11,9 @@ from mtnlg.core.errors import ConfigError, DataError, MtnlgError
 
 RESET = "/reset"
 
+# Weights may come from a stranger: what would steer a terminal is shown as unknown characters.
+_SHOWN = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s --model=PATH [options] [--config.mesh.key=value ...]"
@@ -63,7 +66,7 @@ def _answer(model, ids: list[int], settings: dict) -> str:
     pieces = []
     for piece in model.stream_from(ids, **settings | {"max_new_tokens": min(settings["max_new_tokens"], room)}):
         pieces.append(piece)
-        print(piece, end="", flush=True)
+        print(piece.translate(_SHOWN), end="", flush=True)
     print(flush=True)
     return "".join(pieces)
 

@@ -59,6 +59,13 @@ def test_an_answer_has_the_room_that_is_left(parrot, monkeypatch, capsys):
     assert "and the model reads 1000 (chat). Try: /reset" in capsys.readouterr().err
 
 
+def test_nothing_steers_the_terminal(parrot, monkeypatch, capsys):
+    parrot.stream_from = lambda ids, **sampling: iter(["a\tb\n\x1b[2J", "\x9b\r中"])
+    piped(monkeypatch, b"a\n")
+    assert main(["chat", "--model=x"]) == 0
+    assert capsys.readouterr().out == "a\tb\n\ufffd[2J\ufffd\ufffd中\n"
+
+
 def test_no_text(parrot, monkeypatch, capsys):
     piped(monkeypatch, b"\xff\n")
     assert main(["chat", "--model=x"]) == 65

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import random
 
 import pytest
 import tokenizers
@@ -191,3 +192,47 @@ def test_cuts_are_those_that_transformers_writes():
 def _description(cut):
     tok = gguf_tokenizer.load(fields(cut), "f")
     return tok.content.decode()
+
+
+def test_no_mutation_of_the_fields_gives_more_than_an_error():
+    """Tokens, kinds, merges, scores and ids changed for others: it is a tokenizer, or refused in one line."""
+    draw, read = random.Random(0), 0
+    spm = {"model": "llama", "scores": [-float(id) for id in range(len(TOKENS))], "token_type": [2, *KINDS[1:]], "merges": None}
+    odd = [
+        None,
+        0,
+        -1,
+        2**64,
+        0.5,
+        float("nan"),
+        "",
+        "a",
+        "▁",
+        "\0",
+        "<0x41>",
+        "a b",
+        "h e",
+        True,
+        [],
+        [1],
+        ["x"],
+        "é" * 999,
+        "<|end|>",
+        "{{",
+    ]
+    for trial in range(600):
+        found = fields(draw.choice(sorted(gguf_tokenizer.CUTS)), **(spm if trial % 2 else {}), bos_token_id=0, add_bos_token=True)
+        for _ in range(draw.choice((1, 1, 3))):
+            key = draw.choice(sorted(found))
+            if isinstance(found[key], list) and found[key] and draw.random() < 0.8:
+                found[key] = list(found[key])
+                found[key][draw.randrange(len(found[key]))] = draw.choice(odd[1:14])
+            else:
+                found[key] = draw.choice(odd)
+        try:
+            tok = gguf_tokenizer.load(found, "f.gguf")
+            tok.decode(tok.encode(HOSTILE) + tok.encode_marked(HOSTILE))
+            read += 1
+        except DataError as error:
+            assert "Try: " in str(error) and "\n" not in str(error) and len(str(error)) < 1000
+    assert 50 < read < 500
