@@ -157,16 +157,19 @@ def to_megatron(
     *,
     num_ranks: int = 1,
     num_stages: int = 1,
+    transformer_impl: str = "transformer_engine",
     dtype: str | None = None,
+    tokenizer: str | None = None,
     progress: bool = True,
 ) -> None:
-    """Writes what Megatron-LM takes as a start, for so many tensor ranks and pipeline stages.
+    """Writes what Megatron-LM takes as a start, for so many tensor ranks and pipeline stages, and the tokenizer beside it.
 
-    dtype: as in `to_hf`. A rank's part is in memory at once. Raises ConfigError (what Megatron-LM cannot have), DataError, CannotWrite,
-    TemporaryFailure.
+    transformer_impl: transformer_engine or local, as Megatron-LM shall run; dtype: as in `to_hf`. A rank's part is in memory at once.
+    Raises ConfigError (what Megatron-LM cannot have), DataError, CannotWrite, TemporaryFailure.
     """
     from mtnlg.interop import megatron
 
+    text = sources.tokenizer_of(weights, tokenizer)
     layout = megatron.layout_for(weights.model, num_ranks, num_stages)
     cast = Cast(DTYPES[dtype or FLOATS.get(weights.dtype, "float32")], rounding=dtype is not None)
 
@@ -175,7 +178,7 @@ def to_megatron(
 
     with _unfinished(pathlib.Path(out), this) as (draft, journal):
         hashed = {piece["file"]: piece["row"] for piece in journal.pieces}
-        parts = megatron.parts(layout, read, num_ranks, num_stages)
+        parts = megatron.parts(layout, read, num_ranks, num_stages, transformer_impl)
         with _bar(len(parts), progress, "file") as bar:
             for file, save in parts.items():
                 if file not in hashed or not (draft / file).exists() or manifest.row(draft / file) != hashed[file]:
@@ -183,6 +186,7 @@ def to_megatron(
                     hashed[file] = manifest.row(draft / file)
                     journal.add({"file": file, "row": hashed[file]})
                 bar.update()
+        text.save(draft / "tokenizer")
         megatron.finish(draft)
         files.write_atomic(draft / manifest.NAME, manifest.content(draft, hashed), NAMED_BY)
 

@@ -89,7 +89,8 @@ def open_weights(path: str | os.PathLike, kind: str | None = None, vocab_size: i
     if kind == "megatron":
         from mtnlg.interop import megatron
 
-        return megatron.open_folder(path, vocab_size)
+        beside = pathlib.Path(path) / "tokenizer"
+        return megatron.open_folder(path, vocab_size)._replace(text_folder=beside if beside.is_dir() else None)
     return {"run": RunWeights, "hf": huggingface.open_folder, "gguf": gguf.open_file}[kind](path)
 
 

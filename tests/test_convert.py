@@ -27,7 +27,11 @@ TEXT = "the cat sat on the mat, and the dog lay under the table.\n" * 5
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A model of Hugging Face with its tokenizer."""
-    found, where = cases.golden()[CASE], tmp_path_factory.mktemp("convert") / "model"
+    return made(CASE, tmp_path_factory.mktemp("convert") / "model")
+
+
+def made(case, where):
+    found = cases.golden()[case]
     cases.write_folder(where, found["config"], cases.random_tensors(found["shapes"]))
     tokenizers.train([TEXT], where / "tokenizer.model", kind="bpe", vocab_size=300, max_bytes=10_000)
     return where
@@ -180,6 +184,29 @@ def test_reading_a_layer_is_reading_that_of_the_whole(run):
         expected = whole[key.path] if key.layer is None else whole[key.path][key.layer]
         assert np.array_equal(reader.read(key.path, key.layer), expected)
         assert np.array_equal(reader.read(key.path, key.layer, slice(1, 3)), expected[1:3])
+
+
+@pytest.mark.slow
+def test_megatron_and_back(tmp_path, monkeypatch):
+    """Stopped between two ranks it goes on, and what comes back is what went out."""
+    pytest.importorskip("torch")
+    from mtnlg.interop import megatron_file
+
+    folder = made("llama_tied_groups", tmp_path / "model")  # Megatron-LM has no other original length of Llama 3's scaling
+    run, options = tmp_path / "run", {"num_ranks": 2, "num_stages": 2, "progress": False}
+    convert.to_run(sources.open_weights(folder), run, {}, progress=False)
+    this = convert.identity(run)
+    with monkeypatch.context() as patch:
+        stopping(patch, megatron_file, "save", 3)
+        with pytest.raises(KeyboardInterrupt):
+            convert.to_megatron(sources.open_weights(run), tmp_path / "out", this, **options)
+    with monkeypatch.context() as patch:
+        calls = stopping(patch, megatron_file, "save", None)
+        convert.to_megatron(sources.open_weights(run), tmp_path / "out", this, **options)
+        assert len(calls) == 2
+    assert manifest.problems(tmp_path / "out") == []
+    convert.to_run(sources.open_weights(tmp_path / "out", vocab_size=320), tmp_path / "back", {}, progress=False)
+    assert all(np.array_equal(tree_of(tmp_path / "back")[path], leaf) for path, leaf in tree_of(run).items())
 
 
 def test_the_command(folder, tmp_path, capsys):

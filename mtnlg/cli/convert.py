@@ -14,7 +14,8 @@ import time
 
 SOURCES, TARGETS = ("run", "hf", "gguf", "megatron"), ("run", "hf", "megatron")
 # The options that only some targets take.
-ONLY = {"dtype": ("hf", "megatron"), "architecture": ("hf",), "max_shard_bytes": ("hf",), "tensor": ("megatron",), "pipe": ("megatron",)}
+ONLY = {"dtype": ("hf", "megatron"), **dict.fromkeys(("architecture", "max_shard_bytes"), ("hf",))}
+ONLY |= dict.fromkeys(("tensor", "pipe", "transformer_impl"), ("megatron",))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_shard_bytes", type=int, help="hf: numbers in one file at most (default: 5000000000)")
     parser.add_argument("--tensor", type=int, help="megatron: tensor ranks (default: 1)")
     parser.add_argument("--pipe", type=int, help="megatron: pipeline stages (default: 1)")
+    impls = ("transformer_engine", "local")
+    parser.add_argument("--transformer_impl", choices=impls, help="megatron: as it shall run (default: transformer_engine, as there)")
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
@@ -43,12 +46,9 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     started, opened = time.monotonic(), weights.open_weights(options.source, options.kind, options.vocab_size)
     said = {name: value for name in ONLY if (value := getattr(options, name)) is not None}
     this = convert.identity(opened.where, to=options.to, tokenizer=options.tokenizer, vocab_size=options.vocab_size, **said)
-    if options.to == "megatron":
-        names = {"tensor": "num_ranks", "pipe": "num_stages"}
-        convert.to_megatron(opened, options.out, this, **{names.get(name, name): value for name, value in said.items()})
-    else:
-        make = {"run": convert.to_run, "hf": convert.to_hf}[options.to]
-        make(opened, options.out, this, tokenizer=options.tokenizer, **said)
+    make = {"run": convert.to_run, "hf": convert.to_hf, "megatron": convert.to_megatron}[options.to]
+    names = {"tensor": "num_ranks", "pipe": "num_stages"}
+    make(opened, options.out, this, tokenizer=options.tokenizer, **{names.get(name, name): value for name, value in said.items()})
     print(f"{options.out}: {weights.num_params(opened.model):,} parameters, {time.monotonic() - started:.1f} s")
     return 0
 

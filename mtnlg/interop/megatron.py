@@ -23,7 +23,7 @@ from mtnlg.interop import megatron_args, megatron_file, megatron_ranks, megatron
 from mtnlg.interop.foreign import Foreign
 from mtnlg.interop.huggingface import essential
 from mtnlg.interop.layout import Layout, Part, Tensor, linear, name_of, norm
-from mtnlg.interop.megatron_names import EMBEDDING, HEAD, flat
+from mtnlg.interop.megatron_names import EMBEDDING, HEAD, flat, fused
 from mtnlg.interop.megatron_ranks import FILE, RELEASE, TRACKER, WHOLE, Parts, Rank
 from mtnlg.interop.megatron_shards import VERSIONS, Rows
 from mtnlg.interop.settings import Settings
@@ -32,6 +32,7 @@ from mtnlg.interop.tensors import problems, refuse
 ARCHITECTURE = "Megatron-LM"
 VOCAB_MULTIPLE = 128  # rows of a rank's embedding, by default (make_vocab_size_divisible_by)
 NAMED_BY = "OUT"
+IMPLS = ("transformer_engine", "local")  # Megatron-LM's --transformer-impl, the first its default
 
 
 def tensors(model: schema.Model) -> tuple[Tensor, ...]:
@@ -79,7 +80,7 @@ def open_folder(path: str | os.PathLike, vocab_size: int | None = None) -> Forei
     if not isinstance(args, megatron_file.StandIn):
         what = "has no args, which say what model it is: an old release, or a file of another project"
         raise DataError(what, where, "a checkpoint that Megatron-LM's training has saved")
-    versions = {repr(state.get("checkpoint_version", 0)) for state in states.values()}
+    versions = {repr(state.get("checkpoint_version", 0))[:40] for state in states.values()}
     if len(versions) > 1:
         raise DataError(f"ranks have checkpoint versions {', '.join(sorted(versions))}", where, "files of one checkpoint")
     ranks = {rank: _parts(file) for rank, file in opened.items()}
@@ -99,11 +100,11 @@ def _parts(file: megatron_file.File) -> Parts:
 def assemble(args: Mapping[str, Any], version: float, ranks: Mapping[Rank, Parts], where: str, vocab_size: int | None = None) -> Foreign:
     """The model whose parts these are, as numpy arrays; version: `checkpoint_version`. Raises DataError."""
     if type(version) not in (int, float) or version not in VERSIONS:
-        raise DataError(f"checkpoint version {version!r} is not known", where, f"one of {', '.join(map(str, VERSIONS))}")
+        raise DataError(f"checkpoint version {repr(version)[:40]} is not known", where, f"one of {', '.join(map(str, VERSIONS))}")
     parts, num_layers = megatron_ranks.gather(ranks, where)
-    if EMBEDDING not in parts:
-        raise DataError(f"has no {EMBEDDING}: not a GPT's, or its first stage is missing", where, "a GPT's whole checkpoint")
-    num_ids = sum(len(part) for part in parts[EMBEDDING])
+    if EMBEDDING not in parts or parts[EMBEDDING][0].ndim != 2:
+        raise DataError(f"has no matrix {EMBEDDING}: not a GPT's, or its first stage is missing", where, "a GPT's whole checkpoint")
+    num_ids = len(parts[EMBEDDING]) * len(parts[EMBEDDING][0])
     settings = Settings(dict(args))
     settings.require("num_layers", num_layers, f"{num_layers} are there")
     settings.require("padded_vocab_size", num_ids, f"the embedding has {num_ids} rows")
@@ -147,11 +148,16 @@ def layout_for(model: schema.Model, num_ranks: int, num_stages: int) -> Layout:
 
 
 def parts(
-    layout: Layout, read: Callable[[Tensor, int | None], np.ndarray], num_ranks: int = 1, num_stages: int = 1
+    layout: Layout,
+    read: Callable[[Tensor, int | None], np.ndarray],
+    num_ranks: int = 1,
+    num_stages: int = 1,
+    transformer_impl: str = IMPLS[0],
 ) -> dict[str, Callable[[pathlib.Path], None]]:
     """{path under the root: writes it}, of ROOT/release: weights alone, which Megatron-LM takes as a start. `finish` comes last.
 
     layout: of `layout_for`; read: a whole tensor of it, in the dtype that is to be written. A rank's part is in memory at a time.
+    transformer_impl: one of IMPLS, by whose names; Megatron-LM must run with the same one, or it starts with other norms.
     Writing raises CannotWrite, TemporaryFailure, ConfigError (torch is not installed).
     """
     model = layout.model
@@ -161,13 +167,15 @@ def parts(
         "tensor_model_parallel_size": num_ranks,
         "pipeline_model_parallel_size": num_stages,
         "virtual_pipeline_model_parallel_size": None,
-        "transformer_impl": "local",
+        "transformer_impl": transformer_impl,
         "ckpt_format": "torch",
     }
 
+    called = dict(zip(IMPLS, (fused, str), strict=True))[transformer_impl]
+
     def save(path: pathlib.Path, rank: int, stage: int) -> None:
         part = functools.partial(megatron_shards.split, rank=rank, num_ranks=num_ranks, gated=model.activation == "swiglu")
-        arrays = {name: part(name, read(tensor, layer)) for name, tensor, layer in _held(layout, stage, num_stages)}
+        arrays = {called(name): part(name, read(tensor, layer)) for name, tensor, layer in _held(layout, stage, num_stages)}
         megatron_file.save(path, args, arrays, NAMED_BY)
 
     ranks = [(rank, stage) for stage in range(num_stages) for rank in range(num_ranks)]

@@ -32,6 +32,7 @@ KNOWN = {
     "types.SimpleNamespace",
     "pathlib.Path",
     "pathlib.PosixPath",
+    "pathlib._local.PosixPath",
     "datetime.timedelta",
     "_io.BytesIO",
     "fp16.loss_scaler.LossScaler",

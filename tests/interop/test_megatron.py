@@ -1,6 +1,7 @@
 """Megatron-LM's checkpoints as numpy arrays: parted by megatron_tree row by row, put together by the importer; and back."""
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
@@ -79,17 +80,21 @@ def test_stages_of_unequal_lengths():
     assert_same(params_of(foreign), params)
 
 
+def with_fused_norms(part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    norms = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_", "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
+    renamed = {}
+    for name, value in part.items():
+        alone = next((norm for norm in norms if norm in name), None)
+        renamed[name.replace(alone, norms[alone]) if alone else name] = value
+    return renamed
+
+
 def test_names_of_transformer_engine():
     """Its norms lie in the maps behind them, and it keeps states of its own."""
     params, tree = random_params(GROUPED), Tree(GROUPED, CORE, 3.0, 2, 1)
     ranks = {}
     for rank, (part,) in parted(params, tree).items():
-        fused = {
-            name.replace("input_layernorm.", "self_attention.linear_qkv.layer_norm_").replace(
-                "pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_"
-            ): value
-            for name, value in part.items()
-        }
+        fused = with_fused_norms(part)
         assert fused.keys() != part.keys()
         nested = {**fused, "decoder.layers.0.mlp.linear_fc1._extra_state": None, "rotary_pos_emb.inv_freq": np.ones(3)}
         ranks[rank] = [dict(megatron_names.flat(nested))]
@@ -147,6 +152,9 @@ def test_parts_that_do_not_fit_together():
         lambda ranks: [ranks[rank, 1][0].pop(name) for rank in (0, 1) for name in list(ranks[rank, 1][0]) if ".layers.1." in name]
     )
     assert "same meaning" in broken(lambda ranks: ranks[0, 0][0].update({"language_model.embedding.word_embeddings.weight": np.ones(1)}))
+    assert "no matrix" in broken(
+        lambda ranks: [ranks[rank, 0][0].update({"embedding.word_embeddings.weight": np.ones(())}) for rank in (0, 1)]
+    )
     assert "first stage" in broken(lambda ranks: [ranks[rank, 0][0].pop("embedding.word_embeddings.weight") for rank in (0, 1)])
 
 
@@ -237,26 +245,29 @@ def whole(params: dict[str, np.ndarray], layout: Layout):
     return read
 
 
-def write_tree(root, layout: Layout, read, ranks: int = 1, stages: int = 1) -> None:
-    for name, save in megatron.parts(layout, read, ranks, stages).items():
+def write_tree(root, layout: Layout, read, *grid, **options) -> None:
+    for name, save in megatron.parts(layout, read, *grid, **options).items():
         save(root / name)
     megatron.finish(root)
 
 
 @pytest.mark.parametrize(("ranks", "stages"), GRIDS)
+@pytest.mark.parametrize("impl", megatron.IMPLS)
 @pytest.mark.parametrize("model", [OLD, GATED, GROUPED])
-def test_out_and_in_again(model, ranks, stages, tmp_path, monkeypatch):
+def test_out_and_in_again(model, impl, ranks, stages, tmp_path, monkeypatch):
     """Without torch: what the files would hold is the tree that megatron_tree makes, and comes back as the same bits."""
     files = {}
     monkeypatch.setattr(megatron_file, "save", lambda path, args, arrays, named_by: files.update({path: (args, arrays)}))
     params, layout = random_params(model), megatron.layout_for(model, ranks, stages)
-    write_tree(tmp_path, layout, whole(params, layout), ranks, stages)
+    write_tree(tmp_path, layout, whole(params, layout), ranks, stages, impl)
     assert (tmp_path / "latest_checkpointed_iteration.txt").read_text() == "release"
     wanted = parted(params, Tree(model, CORE, 3.0, ranks, stages))
     found = {}
     for rank in wanted:
         args, arrays = files[tmp_path / "release" / megatron_ranks.rank_folder(rank, stages) / "model_optim_rng.pt"]
-        found[rank] = [{name: np.ascontiguousarray(value) for name, value in arrays.items()}]
+        found[rank] = [arrays]
+        if impl == "transformer_engine":
+            wanted[rank] = [with_fused_norms(wanted[rank][0])]
         assert arrays.keys() == wanted[rank][0].keys()
         for name, value in arrays.items():
             if "word_embeddings" not in name and "output_layer" not in name:  # whose padding is another
@@ -346,3 +357,25 @@ def test_ranks_that_are_not_there(tmp_path):
     (tmp_path / "distributed" / ".metadata").touch()
     with pytest.raises(DataError, match="--ckpt-convert-format torch"):
         megatron_ranks.files_of(tmp_path / "distributed")
+
+
+def test_without_torch(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "mp_rank_00").mkdir()
+    (tmp_path / "mp_rank_00" / "model_optim_rng.pt").touch()
+    with pytest.raises(ConfigError, match=r"torch \(megatron\)\. Try: pip install 'mtnlg\[megatron\]'"):
+        megatron.open_folder(tmp_path)
+    params, layout = random_params(OLD), megatron.layout_for(OLD, 1, 1)
+    with pytest.raises(ConfigError, match="megatron"):
+        write_tree(tmp_path / "out", layout, whole(params, layout))
+    assert not (tmp_path / "out").exists()
+
+
+def test_dicts_that_hold_themselves():
+    inside = {"weight": 1, "_extra_state": 2}
+    inside["self"] = {"again": inside, "bias": 3}
+    assert dict(megatron_names.flat({"a": inside, "b": inside})) in ({"b.weight": 1, "b.self.bias": 3}, {"a.weight": 1, "a.self.bias": 3})
+    deep: dict = {}
+    for _ in range(3000):
+        deep = {"x": deep}
+    assert dict(megatron_names.flat(deep)) == {}

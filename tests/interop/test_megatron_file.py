@@ -19,12 +19,18 @@ from test_megatron import assert_same, params_of, whole, write_tree
 from mtnlg.core.errors import DataError, MissingInput, MtnlgError
 from mtnlg.interop import megatron, megatron_file, megatron_ranks
 
-torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def needed():
+    pytest.importorskip("torch")
 
 
 def nested(part: dict) -> dict:
     """Legacy Megatron's dicts in dicts, tensors for arrays."""
+    import torch
+
     found: dict = {}
     for name, value in part.items():
         for prefix in ("language_model.encoder.", "language_model.embedding.word_embeddings.", "language_model.", ""):
@@ -39,6 +45,8 @@ def nested(part: dict) -> dict:
 
 def save(root, tree: Tree, params, args=None, **options) -> None:
     """A whole checkpoint, with an optimizer and states of random numbers beside the model."""
+    import torch
+
     for rank, parts in parted(params, tree).items():
         models = {f"model{number}" if tree.virtual > 1 else "model": nested(part) for number, part in enumerate(parts)}
         state = {
@@ -73,6 +81,8 @@ def test_files(tree, options, tmp_path):
 @pytest.mark.parametrize("model", [OLD, GATED, GROUPED])
 @pytest.mark.parametrize(("ranks", "stages"), [(ranks, stages) for ranks in (1, 2, 4) for stages in (1, 2)])
 def test_out_and_in_again(model, ranks, stages, dtype, tmp_path):
+    import torch
+
     params = {path: rows.astype(dtype) for path, rows in random_params(model).items()}
     layout = megatron.layout_for(model, ranks, stages)
     read = whole(params, layout)
@@ -99,6 +109,8 @@ def test_tensors_are_mapped_and_not_read(tmp_path):
 @pytest.mark.parametrize("sums", [True, False])
 def test_numbers_that_have_changed(sums, tmp_path):
     """Every byte of every tensor is under a checksum, where torch wrote any."""
+    import torch
+
     torch.serialization.set_crc32_options(sums)
     params = random_params(OLD)
     try:
@@ -131,6 +143,8 @@ class Canary:
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("place", ["args", "model", "optimizer", "key"])
 def test_nothing_in_a_file_is_run(place, zipped, tmp_path):
+    import torch
+
     folder = tmp_path / "mp_rank_00"
     folder.mkdir()
     for number, (function, named) in enumerate([(os.mkdir, "posix.mkdir"), (os.system, "posix.system"), (eval, "eval"), (exec, "exec")]):
@@ -157,6 +171,7 @@ def test_nothing_in_a_file_is_run(place, zipped, tmp_path):
 
 def test_settings_of_classes_that_are_not_there(tmp_path, monkeypatch):
     """Enums and records of Megatron's are stood for by objects without a class; theirs are never looked for."""
+    import torch
 
     def kind(module: str, name: str):
         made = type(name, (), {"__module__": module})
@@ -192,6 +207,8 @@ def test_settings_of_classes_that_are_not_there(tmp_path, monkeypatch):
 
 
 def test_files_of_something_else(tmp_path):
+    import torch
+
     folder = tmp_path / "mp_rank_00"
     folder.mkdir()
     path = folder / "model_optim_rng.pt"
@@ -220,6 +237,12 @@ def test_files_of_something_else(tmp_path):
     for name in vars(args):
         hostile = argparse.Namespace(**vars(args) | {name: torch.ones(3), "num_experts": torch.ones(3)})
         assert name in refused({"args": hostile, "model": good, "checkpoint_version": 3.0})
+    inside: dict = {"args": args, "checkpoint_version": 3.0}
+    inside["model"] = inside
+    assert "is no tensor" in refused(inside)
+    for _ in range(100):
+        good = {"x": good}
+    assert "has no matrix" in refused({"args": args, "model": good, "checkpoint_version": 3.0})
     path.unlink()
     path.mkdir()
     with pytest.raises(MissingInput):
