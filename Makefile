@@ -8,7 +8,7 @@
 PYTHON ?= python3
 WORKERS ?= 2
 # Only for test-slow. To spare yourself the CUDA build, let pip (PIP_INDEX_URL, PIP_FIND_LINKS) see CPU wheels.
-TORCH ?= torch==2.13.0 transformers>=5.0 megatron-core==0.16.1
+TORCH ?= torch==2.13.0 transformers>=5.0 accelerate>=1.10 megatron-core==0.16.1
 
 LISTS := requirements.txt $(wildcard requirements/*.lock) tools/make_venv.sh
 PYTEST_FLAGS = -n $(WORKERS) --dist loadfile $(if $(SLICE),--slice=$(SLICE)) $(PYTEST_ARGS)
