@@ -9,7 +9,6 @@ In a job of several processes all of them save and restore, each its own shards.
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import pathlib
@@ -20,12 +19,11 @@ import jax
 import numpy as np
 
 from mtnlg.core import config as configs
-from mtnlg.core import files, schema
+from mtnlg.core import files, manifest, schema
 from mtnlg.core.errors import DataError, MissingInput
 from mtnlg.core.tree import by_path, path_name
 from mtnlg.parallel import processes
 
-MANIFEST = "MANIFEST.json"
 SMALLEST_CHUNK_BYTES, LARGEST_CHUNK_BYTES = 1 << 20, 1 << 26
 
 
@@ -70,7 +68,7 @@ class Checkpoints:
     def publish(self, unfinished: pathlib.Path, final: pathlib.Path, meta: dict) -> None:
         """Gives a step that is on the disk its meta and its manifest, and then its name; only in process 0. Raises OSError."""
         files.write_synced(unfinished / "meta.json", json.dumps(meta, indent=1))
-        files.write_synced(unfinished / MANIFEST, json.dumps(_manifest(unfinished), indent=1))
+        files.write_synced(unfinished / manifest.NAME, manifest.content(unfinished))
         files.sync_folder(unfinished)
         if final.exists():
             final.rename(_unused(self.directory / f"{final.name}.replaced"))
@@ -116,7 +114,7 @@ class Checkpoints:
     def _newest_good(self, report) -> str | None:
         damaged = {}
         for found in (self.directory / str(step) for step in reversed(self.steps())):
-            if not (damage := problems(found)):
+            if not (damage := manifest.problems(found)):
                 for other, first in damaged.items():
                     aside = _unused(self.directory / f"{other.name}.corrupt")
                     other.rename(aside)
@@ -139,7 +137,7 @@ def whole_steps(directory: str | os.PathLike) -> list[int]:
     directory = pathlib.Path(directory)
     if not directory.is_dir():
         return []
-    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal() and (p / MANIFEST).is_file())
+    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal() and (p / manifest.NAME).is_file())
 
 
 def find(path: str | os.PathLike) -> pathlib.Path:
@@ -148,7 +146,7 @@ def find(path: str | os.PathLike) -> pathlib.Path:
 
 
 def _find(path: pathlib.Path) -> pathlib.Path:
-    if (path / MANIFEST).is_file() and (path / "meta.json").is_file():
+    if (path / manifest.NAME).is_file() and (path / "meta.json").is_file():
         return path
     for directory in (path / "checkpoints", path):
         if steps := whole_steps(directory):
@@ -156,25 +154,9 @@ def _find(path: pathlib.Path) -> pathlib.Path:
     raise MissingInput("there is no checkpoint", str(path), "a run's folder, or one of its checkpoints/STEP")
 
 
-def problems(step_dir: pathlib.Path) -> list[str]:
-    """What differs from the manifest: files that are missing, extra or changed. Empty for a good step."""
-    try:
-        expected = json.loads((step_dir / MANIFEST).read_text())["files"]
-        expected = {str(name): (int(row["bytes"]), str(row["sha256"])) for name, row in expected.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return [f"{MANIFEST} cannot be read"]
-    present = {name: step_dir / name for name in _files(step_dir)}
-    found = [f"{name} is missing" for name in expected if name not in present]
-    found += [f"{name} does not belong to it" for name in present if name not in expected]
-    for name, (size, digest) in expected.items():
-        if name in present and (present[name].stat().st_size != size or _sha256(present[name]) != digest):
-            found.append(f"{name} has changed")
-    return found
-
-
 def require_good(step_dir: pathlib.Path) -> None:
     """Raises DataError, naming the file, when a step does not pass its manifest."""
-    if damage := processes.by_first(lambda: problems(step_dir)):
+    if damage := processes.by_first(lambda: manifest.problems(step_dir)):
         raise DataError(f"the checkpoint is damaged: {damage[0]}", str(step_dir), "an older step of the same run")
 
 
@@ -241,20 +223,6 @@ def _differing_keys(step_dir: pathlib.Path, config: schema.Config) -> dict[str, 
     stored, here = configs.flatten(meta(step_dir)["config"]), configs.to_flat(config)
     keys = [key for key in here if key in stored and (key.startswith("model.") or key == "train.param_dtype")]
     return {key: (stored[key], here[key]) for key in keys if stored[key] != here[key]}
-
-
-def _manifest(directory: pathlib.Path) -> dict:
-    rows = {name: {"bytes": (directory / name).stat().st_size, "sha256": _sha256(directory / name)} for name in _files(directory)}
-    return {"format": 1, "files": rows}
-
-
-def _files(directory: pathlib.Path) -> list[str]:
-    return sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST)
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _chunks(path: tuple, array):

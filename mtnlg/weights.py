@@ -10,7 +10,7 @@ import numpy as np
 
 from mtnlg import checkpoint, layered
 from mtnlg.core import config as configs
-from mtnlg.core import schema
+from mtnlg.core import manifest, schema
 from mtnlg.core.errors import ConfigError, DataError, MissingInput
 from mtnlg.core.tree import by_path
 from mtnlg.data import gguf_tokenizer
@@ -18,7 +18,7 @@ from mtnlg.data import tokenizer as tokenizers
 from mtnlg.data.tokenizer import Tokenizer
 from mtnlg.interop import gguf, huggingface
 from mtnlg.interop.layout import BLOCKS, Key
-from mtnlg.interop.tensors import DTYPES, FLOATS
+from mtnlg.interop.tensors import DTYPES, FLOATS, refuse
 from mtnlg.model import count
 
 # Whose SentencePiece models put <s> before a text where no tokenizer_config.json says otherwise, as transformers' LlamaTokenizer does.
@@ -83,13 +83,17 @@ def kind_of(path: str | os.PathLike) -> str:
 def open_weights(path: str | os.PathLike, kind: str | None = None, vocab_size: int | None = None) -> Weights:
     """kind: one of KINDS; None: what lies there says it. vocab_size: ids of the model, which Megatron-LM's files do not say.
 
-    Raises MissingInput, DataError, ConfigError (a library is not installed).
+    Raises MissingInput, DataError (files that differ from the hash list beside them, say), ConfigError (a library is not installed).
     """
-    kind = kind or kind_of(path)
+    kind, path = kind or kind_of(path), pathlib.Path(path)
+    if kind in ("gguf", "megatron"):
+        listed = (path / manifest.NAME).is_file()
+        differing = manifest.problems(path) if listed else manifest.changed(path) if path.is_file() else []
+        refuse(differing, "files differ from the hash list beside them", str(path), "all of it, copied again")
     if kind == "megatron":
         from mtnlg.interop import megatron
 
-        beside = pathlib.Path(path) / "tokenizer"
+        beside = path / "tokenizer"
         return megatron.open_folder(path, vocab_size)._replace(text_folder=beside if beside.is_dir() else None)
     return {"run": RunWeights, "hf": huggingface.open_folder, "gguf": gguf.open_file}[kind](path)
 

@@ -218,3 +218,16 @@ def test_the_command(folder, tmp_path, capsys):
     assert main.main(["convert", "--to=run", "--dtype=float16", str(folder), str(tmp_path / "x")]) == 2
     assert main.main(["convert", "--to=run", str(tmp_path / "nothing"), str(tmp_path / "x")]) == 66
     assert "there is no checkpoint" in capsys.readouterr().err
+
+
+def test_a_gguf_file_with_a_hash_list(tmp_path):
+    """The list beside a file is asked before the file is read."""
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF" + bytes(20))
+    (tmp_path / manifest.NAME).write_text(manifest.content(tmp_path))
+    with pytest.raises(DataError) as sound:
+        sources.open_weights(file)
+    assert "has changed" not in str(sound.value)
+    file.write_bytes(b"GGUF" + bytes(19) + b"1")
+    with pytest.raises(DataError, match="model.gguf has changed"):
+        sources.open_weights(file)

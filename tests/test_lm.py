@@ -12,9 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mtnlg import lm
-from mtnlg.checkpoint import MANIFEST, Checkpoints
+from mtnlg.checkpoint import Checkpoints
 from mtnlg.core import config as configs
-from mtnlg.core import schema
+from mtnlg.core import manifest, schema
 from mtnlg.core.errors import ConfigError, DataError, MissingInput
 from mtnlg.data import byte_level
 from mtnlg.data import tokenizer as tokenizers
@@ -319,7 +319,7 @@ def failure(path, kind):
 @pytest.mark.parametrize("damage", [flip, lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1])])
 def test_damage_to_any_file_of_a_checkpoint_is_noticed(run, damage):
     step = run / "checkpoints" / str(STEP)
-    files = [path for path in step.rglob("*") if path.is_file() and path.name != MANIFEST]
+    files = [path for path in step.rglob("*") if path.is_file() and path.name != manifest.NAME]
     assert len(files) > 5
     for path in files:
         before = path.read_bytes()
@@ -331,7 +331,7 @@ def test_damage_to_any_file_of_a_checkpoint_is_noticed(run, damage):
 
 
 def test_a_damaged_manifest_is_noticed(run):
-    flip(run / "checkpoints" / str(STEP) / MANIFEST)
+    flip(run / "checkpoints" / str(STEP) / manifest.NAME)
     assert "the checkpoint is damaged" in failure(run, DataError)
 
 
@@ -341,7 +341,7 @@ def test_no_checkpoint(tmp_path):
 
 
 def test_a_step_without_its_manifest_is_no_checkpoint(run):
-    (run / "checkpoints" / str(STEP) / MANIFEST).unlink()
+    (run / "checkpoints" / str(STEP) / manifest.NAME).unlink()
     assert "there is no checkpoint" in failure(run, MissingInput)
 
 

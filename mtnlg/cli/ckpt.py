@@ -78,6 +78,7 @@ def _verify(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from mtnlg import checkpoint
+    from mtnlg.core import manifest
     from mtnlg.core.errors import DataError
 
     path = pathlib.Path(options.paths[0])
@@ -85,7 +86,7 @@ def _verify(options: argparse.Namespace) -> int:
     steps = [directory / str(step) for step in checkpoint.whole_steps(directory)] or [checkpoint.find(path)]
     is_damaged = False
     for step_dir in tqdm(steps, desc="verify", leave=False, disable=None):
-        found = checkpoint.problems(step_dir)
+        found = manifest.problems(step_dir)
         is_damaged |= bool(found)
         print("\n".join(f"{step_dir}: {problem}" for problem in found or ["whole"]), flush=True)
     return DataError.exit_code if is_damaged else 0

@@ -34,6 +34,17 @@ def problems(directory: pathlib.Path) -> list[str]:
     return found
 
 
+def changed(path: pathlib.Path) -> list[str]:
+    """What differs of one file from the list beside it; nothing where there is no list, or where it does not name the file."""
+    if not (path.parent / NAME).is_file():
+        return []
+    try:
+        expected = json.loads((path.parent / NAME).read_text())["files"].get(path.name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return [f"{NAME} cannot be read"]
+    return [f"{path.name} has changed"] if expected is not None and expected != row(path) else []
+
+
 def _files(directory: pathlib.Path) -> list[str]:
     return sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file() and p.name != NAME)
 

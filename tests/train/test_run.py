@@ -9,14 +9,14 @@ import sys
 import jax
 import numpy as np
 import pytest
-from runs import arrays, losses, require_same
 
 from mtnlg import checkpoint, lm, pretrain
-from mtnlg.core import files, schema
+from mtnlg.core import files, manifest, schema
 from mtnlg.core.errors import CannotWrite, ConfigError, DataError, NumericalError, TemporaryFailure
 from mtnlg.parallel import mesh as meshes
 from mtnlg.run import metrics
 from mtnlg.train import state as states
+from runs import arrays, losses, require_same
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(resolve, tmp_path, monkeypatch)
     with pytest.raises(TemporaryFailure, match=r"no room to write.*\d+ bytes at least are needed.*6\.saving"):
         pretrain.pretrain(resolve(), str(tmp_path), {})
     assert checkpoint.whole_steps(tmp_path / "checkpoints") == [3]
-    assert checkpoint.problems(tmp_path / "checkpoints" / "3") == []
+    assert manifest.problems(tmp_path / "checkpoints" / "3") == []
 
 
 def test_a_second_writer_is_refused(resolve, tmp_path):
