@@ -15,6 +15,7 @@ PYTEST_FLAGS = -n $(WORKERS) --dist loadfile $(if $(SLICE),--slice=$(SLICE)) $(P
 
 SMALL := runs/chat/smollm2
 MODEL ?= $(SMALL)
+CHAT_ARGS ?= --temperature=0
 
 .PHONY: help demo chat test test-slow test-py312 bench lint format clean FORCE
 .DELETE_ON_ERROR:

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a run's folder or one of its checkpoints/STEP")
     parser.add_argument("--system", help="what the model is told before the conversation (default: what its template says)")
     parser.add_argument("--max_new_tokens", type=int, default=512, help="tokens of an answer at most (default: 512)")
-    parser.add_argument("--temperature", type=float, default=0.6, help="0: always the likeliest token (default: 0.6)")
+    parser.add_argument("--temperature", type=float, default=0.2, help="0: always the likeliest token (default: 0.2)")
     parser.add_argument("--top_k", type=int, default=0, help="only the k likeliest tokens; 0: all (default: 0)")
     parser.add_argument("--top_p", type=float, default=0.95, help="only the likeliest tokens that reach this probability (default: 0.95)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same answers (default: 0)")
