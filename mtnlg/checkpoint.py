@@ -7,8 +7,6 @@ plain number is always whole. Orbax restores flipped bits in array data without 
 In a job of several processes all of them save and restore, each its own shards. Everything else process 0 does, and tells the others.
 """
 
-import contextlib
-import errno
 import json
 import os
 import pathlib
@@ -43,7 +41,7 @@ class Checkpoints:
         self.wait()
         unfinished = self.directory / f"{step}.saving"
         num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves((params, optimizer)))
-        with _disk_errors(unfinished, num_bytes):
+        with files.writing_by_library(unfinished, num_bytes):
             if processes.is_first():  # Orbax lets nobody write before process 0 is here
                 shutil.rmtree(unfinished, ignore_errors=True)
                 self.directory.mkdir(parents=True, exist_ok=True)
@@ -56,7 +54,7 @@ class Checkpoints:
 
     def _finish(self, response, unfinished: pathlib.Path, final: pathlib.Path, meta: dict, num_bytes: int) -> None:
         try:
-            with _disk_errors(unfinished, num_bytes):
+            with files.writing_by_library(unfinished, num_bytes):
                 response.result()
                 if processes.is_first():
                     self.publish(unfinished, final, meta)
@@ -143,6 +141,14 @@ def whole_steps(directory: str | os.PathLike) -> list[int]:
 def find(path: str | os.PathLike) -> pathlib.Path:
     """The step folder that `path` means: itself, or the newest of a run or checkpoints folder. Raises MissingInput."""
     return pathlib.Path(processes.by_first(lambda: str(_find(pathlib.Path(path).resolve()))))
+
+
+def is_here(path: pathlib.Path) -> bool:
+    """Whether `find` finds a step there, in process 0."""
+    try:
+        return bool(_find(path.resolve()))
+    except MissingInput:
+        return False
 
 
 def _find(path: pathlib.Path) -> pathlib.Path:
@@ -245,15 +251,3 @@ def _unused(path: pathlib.Path) -> pathlib.Path:
         number += 1
         path = path.with_name(f"{path.name.rstrip('0123456789')}{number}")
     return path
-
-
-@contextlib.contextmanager
-def _disk_errors(path: pathlib.Path, num_bytes: int):
-    """`files.writing`, which also knows a full disk by Orbax's words: its writers do not always raise an OSError."""
-    with files.writing(path, num_bytes):
-        try:
-            yield
-        except Exception as error:
-            if any(word in str(error) for word in ("No space left", "ENOSPC", "RESOURCE_EXHAUSTED", "File too large")):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-            raise

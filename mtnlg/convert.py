@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Iterator
 
 import numpy as np
@@ -27,40 +26,62 @@ NAMED_BY = "OUT"
 
 
 class Journal:
-    """What of a conversion is on the disk: a line for each piece, behind one that says which conversion it is."""
+    """What of a conversion is on the disk: a line for each piece, behind one that says which conversion it is.
 
-    def __init__(self, folder: pathlib.Path, identity: dict):
-        self._file = files.AppendFile(folder / JOURNAL)
-        lines = [json.loads(line) for line in (folder / JOURNAL).read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-        if not lines:
-            self.add(identity)
-        elif lines[0] != identity:
-            cure = f"another OUT, or remove {folder}"
+    Raises CannotWrite: damaged, or of another conversion.
+    """
+
+    def __init__(self, folder: pathlib.Path, this: dict):
+        path, cure = folder / JOURNAL, f"another OUT, or remove {folder}"
+        known = path.read_bytes() if path.exists() else b""
+        whole = known[: known.rfind(b"\n") + 1]  # a line that was being written is no line
+        try:
+            lines = list(map(json.loads, whole.splitlines()))
+        except ValueError as error:
+            raise CannotWrite(f"damaged: {error}", str(path), cure) from None
+        if lines and lines[0] != this:
             raise CannotWrite("another conversion was stopped here, of other weights or with other options", str(folder), cure)
-        self.pieces = lines[1:]
+        if whole != known:
+            files.write_atomic(path, whole, NAMED_BY)
+        self._file, self.pieces = files.AppendFile(path), lines[1:]
+        if not lines:
+            self.add(this)
 
     def add(self, piece: dict) -> None:
+        """Puts a line for a piece that is on the disk. Raises TemporaryFailure, CannotWrite."""
         self._file.append(json.dumps(piece).encode() + b"\n")
         self._file.sync()
 
 
 @contextlib.contextmanager
-def _unfinished(out: pathlib.Path, this: dict) -> Iterator[tuple[pathlib.Path, Journal]]:
-    """A folder to write into, which bears the name OUT when all is done, and the journal of it. Raises CannotWrite."""
+def _unfinished(weights: Weights, out: str | os.PathLike, this: dict) -> Iterator[tuple[pathlib.Path, Journal]]:
+    """A folder to write into, which bears the name OUT when all is done, and its journal. Raises CannotWrite, TemporaryFailure."""
+    out = pathlib.Path(out)
     if out.exists():
         raise CannotWrite("something is there already", str(out), "another OUT")
+    if out.resolve().is_relative_to(pathlib.Path(weights.where).resolve()):
+        raise CannotWrite("OUT lies in what is converted, which it would change", str(out), "an OUT outside of IN")
     work = files.draft(out)
-    files.make_folder(work / "made")
+    made, journal, held = work / "made", work / JOURNAL, work / "lock"
+    if work.exists() and not (work.is_dir() and set(work.iterdir()) <= {made, journal, held}):
+        raise CannotWrite("what is written here on the way is somebody else's", str(work), "another OUT, or move it away")
+    files.make_folder(work, NAMED_BY)
 
     def refuse(owner: str):
         raise CannotWrite(f"this is being written by {owner}", str(work), "another OUT, or stop it first") from None
 
-    with lock.held(work / "lock", refuse):
-        yield work / "made", Journal(work, this)
-        with files.writing(out):
-            os.replace(work / "made", out)
+    with lock.held(held, refuse):
+        with files.writing(work, named_by=NAMED_BY):
+            if not made.exists():  # what a journal without it knows of is gone
+                journal.unlink(missing_ok=True)
+                made.mkdir()
+        yield made, Journal(work, this)
+        with files.writing(out, named_by=NAMED_BY):
+            os.replace(made, out)
             files.sync_folder(out.parent)
-            shutil.rmtree(work)
+            journal.unlink()
+            held.unlink()
+            work.rmdir()
 
 
 def identity(path: str | os.PathLike, **options) -> dict:
@@ -81,11 +102,11 @@ def to_run(weights: Weights, out: str | os.PathLike, this: dict, tokenizer: str 
     config, place = sources.config_of(weights), {"step": 0, "samples": 0, "tokens": 0}
     if isinstance(weights, sources.RunWeights):
         place = {name: weights.meta[name] for name in place}
-    with _unfinished(out, this) as (draft, journal):
+    with _unfinished(weights, out, this) as (draft, journal):
         step = draft / "checkpoints" / f"{place['step']}.saving"
         if step.with_suffix("").exists():
             return
-        files.make_folder(step.parent)
+        files.make_folder(step.parent, NAMED_BY)
         writer = layered.LayerWriter(step, sources.shapes(weights.model), config.train.param_dtype)
         done = {Key(*piece["key"]) for piece in journal.pieces}
         keys = sources.keys(weights.model)
@@ -131,7 +152,7 @@ def to_hf(
     shards = safetensors.shards(stored, max_shard_bytes)
     named = list(zip(safetensors.shard_names(len(shards)), shards, strict=True))
     cast = Cast(DTYPES[said], rounding=dtype is not None)
-    with _unfinished(out, this | {"dtype": said, "architecture": architecture, "shards": len(shards)}) as (draft, journal):
+    with _unfinished(weights, out, this | {"dtype": said, "architecture": architecture, "shards": len(shards)}) as (draft, journal):
         hashed = {piece["file"]: piece["row"] for piece in journal.pieces}
         with _bar(sum(_num_bytes(one) for one in stored.values()), progress) as bar:
             for file, names in named:
@@ -176,7 +197,7 @@ def to_megatron(
     def read(tensor: Tensor, layer: int | None) -> np.ndarray:
         return layout.theirs(lambda key: _cast_blocks(weights, key, cast, tensor.name), tensor, layer, cast.dtype)
 
-    with _unfinished(pathlib.Path(out), this) as (draft, journal):
+    with _unfinished(weights, out, this) as (draft, journal):
         hashed = {piece["file"]: piece["row"] for piece in journal.pieces}
         parts = megatron.parts(layout, read, num_ranks, num_stages, transformer_impl)
         with _bar(len(parts), progress, "file") as bar:

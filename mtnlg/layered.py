@@ -12,23 +12,27 @@ import numpy as np
 
 from mtnlg.core import files
 from mtnlg.core.errors import DataError
+from mtnlg.interop.tensors import rows_at_once
 
-CHUNK_BYTES = 1 << 26
+NAMED_BY = "OUT"
 
 
 class LayerWriter:
-    """The `params` of a step that is being made in `folder`. shapes: {'a/b/c': shape}, layers first where there are any."""
+    """The `params` of a step that is being made in `folder`. shapes: {'a/b/c': shape}, layers first where there are any.
+
+    Both raise TemporaryFailure (no space), CannotWrite.
+    """
 
     def __init__(self, folder: pathlib.Path, shapes: dict[str, tuple[int, ...]], dtype: str):
         self._folder, self._shapes, self._dtype = folder, shapes, np.dtype(dtype)
         if not (folder / "params").exists():
-            with files.writing(folder):
+            with files.writing_by_library(folder, named_by=NAMED_BY):
                 _write_frame(folder, shapes, self._dtype)
         self._stores = {}
 
     def write(self, path: str, layer: int | None, blocks: Iterable[tuple[int, np.ndarray]]) -> None:
         """Puts one layer of a parameter on the disk. blocks: (where on the layer's first axis it begins, rows from there on)."""
-        with files.writing(self._folder):
+        with files.writing_by_library(self._folder, named_by=NAMED_BY):
             store = self._stores.get(path) or self._stores.setdefault(path, _store(self._folder, path))
             for start, rows in blocks:
                 place = slice(start, start + rows.shape[0])
@@ -48,12 +52,6 @@ class LayerReader:
             return (store[rows] if layer is None else store[layer, rows]).read().result()
         except (ValueError, IndexError) as error:
             raise DataError(f"{path} cannot be read: {error}", str(self._folder), "an older step of the same run") from None
-
-
-def rows_at_once(shape: tuple[int, ...], itemsize: int) -> int:
-    """Rows of an array of this shape that are no more than CHUNK_BYTES, at least one."""
-    row_bytes = itemsize * int(np.prod(shape[1:], dtype=np.int64))
-    return max(min(shape[0], CHUNK_BYTES // max(row_bytes, 1)), 1)
 
 
 def _write_frame(folder: pathlib.Path, shapes: dict[str, tuple[int, ...]], dtype: np.dtype) -> None:

@@ -18,11 +18,12 @@ from mtnlg.data import tokenizer as tokenizers
 from mtnlg.data.tokenizer import Tokenizer
 from mtnlg.interop import gguf, huggingface
 from mtnlg.interop.layout import BLOCKS, Key
-from mtnlg.interop.tensors import DTYPES, FLOATS, refuse
+from mtnlg.interop.tensors import DTYPES, FLOATS, refuse, rows_at_once
 from mtnlg.model import count
 
 # Whose SentencePiece models put <s> before a text where no tokenizer_config.json says otherwise, as transformers' LlamaTokenizer does.
 BEGIN_WITH_BOS = ("LlamaForCausalLM", "MistralForCausalLM")
+WHAT_IS_READ = "a run, one of its checkpoints/STEP, a folder with config.json and safetensors, a .gguf file or a Megatron-LM checkpoint"
 KINDS = ("run", "hf", "gguf", "megatron")
 
 
@@ -71,13 +72,17 @@ def _stored_config(meta: dict, step_dir: pathlib.Path) -> schema.Config:
 
 
 def kind_of(path: str | os.PathLike) -> str:
-    """What lies there, one of KINDS; what looks like nothing else is taken for a run."""
+    """What lies there, one of KINDS. Raises MissingInput."""
     path = pathlib.Path(path)
     if path.suffix == ".gguf":
         return "gguf"
     if (path / "latest_checkpointed_iteration.txt").is_file() or any(path.glob("mp_rank_*")):
         return "megatron"
-    return "hf" if (path / huggingface.CONFIG).is_file() and not (path / "checkpoints").is_dir() else "run"
+    if (path / huggingface.CONFIG).is_file() and any(any(path.glob(f"*{end}")) for end in huggingface.WEIGHT_FILES):
+        return "hf"
+    if checkpoint.is_here(path):
+        return "run"
+    raise MissingInput("there is no model", str(path), WHAT_IS_READ)
 
 
 def open_weights(path: str | os.PathLike, kind: str | None = None, vocab_size: int | None = None) -> Weights:
@@ -86,6 +91,8 @@ def open_weights(path: str | os.PathLike, kind: str | None = None, vocab_size: i
     Raises MissingInput, DataError (files that differ from the hash list beside them, say), ConfigError (a library is not installed).
     """
     kind, path = kind or kind_of(path), pathlib.Path(path)
+    if vocab_size is not None and kind != "megatron":
+        raise ConfigError("--vocab_size is only for Megatron-LM's checkpoints", str(path), "the command without it: these weights say it")
     if kind in ("gguf", "megatron"):
         listed = (path / manifest.NAME).is_file()
         differing = manifest.problems(path) if listed else manifest.changed(path) if path.is_file() else []
@@ -145,6 +152,6 @@ def keys(model: schema.Model) -> list[Key]:
 def blocks(weights: Weights, key: Key) -> Iterator[tuple[int, np.ndarray]]:
     """(where on the first axis it begins, rows from there on), of one layer of a parameter: never more than a chunk at once."""
     shape = shapes(weights.model)[key.path][key.layer is not None :]
-    rows = layered.rows_at_once(shape, 4)
+    rows = rows_at_once(shape, 4)
     for start in range(0, shape[0], rows):
         yield start, weights.read(key, (slice(start, min(start + rows, shape[0])),))

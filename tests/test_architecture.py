@@ -22,7 +22,7 @@ ALLOWED = {
     "pipeline": {"core", "model", "parallel"},
     "spmd": {"core", "model", "parallel", "pipeline"},
     "checkpoint": {"core", "parallel"},
-    "layered": {"core"},
+    "layered": {"core", "interop"},
     "weights": {"core", "data", "checkpoint", "layered", "interop", "model", "parallel"},
     "convert": {"core", "data", "checkpoint", "layered", "weights", "interop", "model", "parallel", "run"},
     "train": {"core", "pipeline", "spmd", "checkpoint", "parallel", "model"},

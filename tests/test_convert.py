@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pathlib
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -16,9 +18,10 @@ from mtnlg import weights as sources
 from mtnlg.cli import main
 from mtnlg.core import config as configs
 from mtnlg.core import files, manifest
-from mtnlg.core.errors import CannotWrite, ConfigError, DataError
+from mtnlg.core.errors import CannotWrite, ConfigError, DataError, TemporaryFailure
 from mtnlg.data import tokenizer as tokenizers
 from mtnlg.interop import huggingface
+from mtnlg.interop import tensors as interop_tensors
 
 CASE = "llama3"
 TEXT = "the cat sat on the mat, and the dog lay under the table.\n" * 5
@@ -83,7 +86,7 @@ def test_a_conversion_to_a_run_goes_on(after, folder, run, tmp_path, monkeypatch
 
 def test_blocks_that_do_not_divide_a_layer(folder, run, tmp_path, monkeypatch):
     """Chunks of a few rows give the same numbers, out and in."""
-    monkeypatch.setattr(layered, "CHUNK_BYTES", 7 * 32 * 4)
+    monkeypatch.setattr(interop_tensors, "CHUNK_BYTES", 7 * 32 * 4)
     convert.to_run(sources.open_weights(folder), tmp_path / "run", {}, progress=False)
     assert all(np.array_equal(tree_of(tmp_path / "run")[path], leaf) for path, leaf in tree_of(run).items())
     convert.to_hf(sources.open_weights(tmp_path / "run"), tmp_path / "back", {}, progress=False)
@@ -101,6 +104,71 @@ def test_stopped_when_only_the_name_was_missing(folder, run, tmp_path, monkeypat
             convert.to_run(sources.open_weights(folder), out, convert.identity(folder), progress=False)
     convert.to_run(sources.open_weights(folder), out, convert.identity(folder), progress=False)
     assert all(np.array_equal(tree_of(out)[path], leaf) for path, leaf in tree_of(run).items())
+
+
+def test_stopped_when_only_the_cleaning_was_missing(folder, run, tmp_path, monkeypatch):
+    """A journal whose folder has got its name, and has then been taken away, stands for nothing that is there."""
+    out, this = tmp_path / "run", convert.identity(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(convert.files, "sync_folder", lambda path: (_ for _ in ()).throw(KeyboardInterrupt) if out.exists() else None)
+        with pytest.raises(KeyboardInterrupt):
+            convert.to_run(sources.open_weights(folder), out, this, progress=False)
+    assert files.draft(out).exists()
+    shutil.rmtree(out)
+    convert.to_run(sources.open_weights(folder), out, this, progress=False)
+    assert all(np.array_equal(tree_of(out)[path], leaf) for path, leaf in tree_of(run).items())
+    assert not files.draft(out).exists()
+
+
+def test_killed_and_torn(folder, run, tmp_path):
+    """A process that is killed in the middle, twice, with half a line at the end of its journal."""
+    out = tmp_path / "run"
+    script = (
+        "import os, signal, sys; from mtnlg import layered; from mtnlg.cli import main; true = layered.LayerWriter.write; calls = []\n"
+        "def write(*arguments):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 6: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    true(*arguments)\n"
+        "layered.LayerWriter.write = write\n"
+        "main.main(sys.argv[1:])"
+    )
+    for _ in range(2):
+        killed = subprocess.run([sys.executable, "-c", script, "convert", "--to=run", str(folder), str(out)], capture_output=True)
+        assert killed.returncode == -9
+        with (files.draft(out) / convert.JOURNAL).open("ab") as journal:
+            journal.write(b'{"key": ["blo')
+    assert main.main(["convert", "--to=run", str(folder), str(out)]) == 0
+    assert all(np.array_equal(tree_of(out)[path], leaf) for path, leaf in tree_of(run).items())
+
+
+def test_what_lies_in_the_way(folder, tmp_path):
+    """Somebody's folder that is called as ours would be on the way; an OUT inside of IN; a journal that is none."""
+    draft = files.draft(tmp_path / "out")
+    draft.mkdir()
+    (draft / "thesis.txt").write_text("precious")
+    with pytest.raises(CannotWrite, match="somebody else's"):
+        convert.to_run(sources.open_weights(folder), tmp_path / "out", {}, progress=False)
+    assert (draft / "thesis.txt").read_text() == "precious"
+    with pytest.raises(CannotWrite, match="OUT lies in what is converted"):
+        convert.to_run(sources.open_weights(folder), folder / "out", {}, progress=False)
+    (draft / "thesis.txt").unlink()
+    (draft / "made").mkdir()
+    (draft / convert.JOURNAL).write_bytes(b"not a line of ours\n")
+    with pytest.raises(CannotWrite, match="damaged"):
+        convert.to_run(sources.open_weights(folder), tmp_path / "out", {}, progress=False)
+
+
+def test_a_full_disk(folder, tmp_path, monkeypatch):
+    """TensorStore tells of it in words of its own."""
+
+    def full(*_, **__):
+        raise ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layered, "_store", full)
+        with pytest.raises(TemporaryFailure, match="no room to write"):
+            convert.to_run(sources.open_weights(folder), tmp_path / "out", {}, progress=False)
+    convert.to_run(sources.open_weights(folder), tmp_path / "out", {}, progress=False)
 
 
 @pytest.mark.parametrize("after", (1, 3))
@@ -215,9 +283,10 @@ def test_the_command(folder, tmp_path, capsys):
     assert main.main(["convert", "--to=hf", str(tmp_path / "run"), str(tmp_path / "hf")]) == 0
     assert main.main(["ckpt", "verify", str(tmp_path / "run")]) == 0
     assert main.main(["ckpt", "show", str(tmp_path / "run")]) == 0
+    assert main.main(["convert", "--to=run", "--vocab_size=7", str(folder), str(tmp_path / "x")]) == 2
     assert main.main(["convert", "--to=run", "--dtype=float16", str(folder), str(tmp_path / "x")]) == 2
     assert main.main(["convert", "--to=run", str(tmp_path / "nothing"), str(tmp_path / "x")]) == 66
-    assert "there is no checkpoint" in capsys.readouterr().err
+    assert "there is no model" in capsys.readouterr().err
 
 
 def test_a_gguf_file_with_a_hash_list(tmp_path):

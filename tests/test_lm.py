@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mtnlg import lm
+from mtnlg import lm, weights
 from mtnlg.checkpoint import Checkpoints
 from mtnlg.core import config as configs
 from mtnlg.core import manifest, schema
@@ -336,13 +336,13 @@ def test_a_damaged_manifest_is_noticed(run):
 
 
 def test_no_checkpoint(tmp_path):
-    assert failure(tmp_path, MissingInput) == f"there is no checkpoint ({tmp_path}). Try: a run's folder, or one of its checkpoints/STEP"
-    assert "there is no checkpoint" in failure(tmp_path / "nowhere", MissingInput)
+    assert failure(tmp_path, MissingInput) == f"there is no model ({tmp_path}). Try: {weights.WHAT_IS_READ}"
+    assert "there is no model" in failure(tmp_path / "nowhere", MissingInput)
 
 
 def test_a_step_without_its_manifest_is_no_checkpoint(run):
     (run / "checkpoints" / str(STEP) / manifest.NAME).unlink()
-    assert "there is no checkpoint" in failure(run, MissingInput)
+    assert "there is no model" in failure(run, MissingInput)
 
 
 def test_no_tokenizer(run):

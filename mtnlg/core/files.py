@@ -32,13 +32,25 @@ def writing(path, num_bytes: int = 0, named_by: str = FOLDERS):
         raise TemporaryFailure(what, str(path), "free some space (or quota), then the same command again") from error
 
 
+@contextlib.contextmanager
+def writing_by_library(path, num_bytes: int = 0, named_by: str = FOLDERS):
+    """`writing`, which also knows a full disk by the words of Orbax and TensorStore: they do not always raise an OSError."""
+    with writing(path, num_bytes, named_by):
+        try:
+            yield
+        except Exception as error:
+            if any(word in str(error) for word in ("No space left", "ENOSPC", "RESOURCE_EXHAUSTED", "File too large", "quota exceeded")):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise
+
+
 def _free_bytes(path) -> int:
     return shutil.disk_usage(next(p for p in pathlib.Path(path).absolute().parents if p.exists())).free
 
 
-def make_folder(path) -> None:
-    """Makes a folder and those above it, if need be. Raises CannotWrite or TemporaryFailure."""
-    with writing(path):
+def make_folder(path, named_by: str = FOLDERS) -> None:
+    """Makes a folder and those above it, if need be; named_by: as in `writing`. Raises CannotWrite or TemporaryFailure."""
+    with writing(path, named_by=named_by):
         pathlib.Path(path).mkdir(parents=True, exist_ok=True)
 
 

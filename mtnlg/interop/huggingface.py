@@ -12,14 +12,15 @@ import numpy as np
 
 from mtnlg.core import manifest, schema, validate
 from mtnlg.core.errors import ConfigError, DataError, MissingInput
-from mtnlg.interop import gpt2, llama, neox, opt
+from mtnlg.interop import gpt2, llama, neox, opt, safetensors
 from mtnlg.interop.foreign import Foreign
 from mtnlg.interop.layout import Layout, Tensor
 from mtnlg.interop.safetensors import SafetensorsFolder
 from mtnlg.interop.settings import Settings
-from mtnlg.interop.tensors import Stored, Tensors, problems, refuse
+from mtnlg.interop.tensors import Stored, Tensors, problems, refuse, rows_at_once
 
 CONFIG = "config.json"
+WEIGHT_FILES = (".safetensors", safetensors.INDEX, *safetensors.PICKLES)
 
 
 class Architecture(NamedTuple):
@@ -123,7 +124,7 @@ class Renamed:
         if head is None or head in layout.shapes():
             return None
         embedding = layout.tensors_of("embedding/tokens")[0].name
-        if embedding in self._names and not _same(self.read(embedding), self.read(head)):
+        if embedding in self._names and not self._same(embedding, head):
             what = f"config.json ties {head} to {embedding}, and the two differ"
             raise DataError(what, self.where, '"tie_word_embeddings": false in config.json, if they should')
         return head
@@ -139,9 +140,14 @@ class Renamed:
     def read(self, name: str) -> np.ndarray:
         return self._tensors.read(self._names[name])
 
-
-def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+    def _same(self, one: str, other: str) -> bool:
+        """Read anew block by block, because either may be as large as the memory."""
+        stored = self.stored()
+        if stored[one] != stored[other]:
+            return False
+        rows = rows_at_once(stored[one].shape, stored[one].dtype.itemsize)
+        blocks = (slice(start, start + rows) for start in range(0, stored[one].shape[0], rows))
+        return all(self.read(one)[block].tobytes() == self.read(other)[block].tobytes() for block in blocks)
 
 
 def fits(model: schema.Model, architecture: str) -> bool:

@@ -12,6 +12,7 @@ from mtnlg.core.errors import DataError, MissingInput
 from mtnlg.interop.tensors import Stored
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 MAX_HEADER_BYTES = 100_000_000
 CURE = "the whole folder, copied again"
 DTYPES = {
@@ -58,7 +59,7 @@ def _files(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, set[str] | None
     index = folder / INDEX
     if not index.is_file():
         if not (folder / SINGLE).is_file():
-            others = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+            others = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
             cure = "model.safetensors, or its index with all of its files"
             if others:
                 raise DataError(f"{others[0]} is a pickle, which can run code when it is read: it is left alone", str(folder), cure)

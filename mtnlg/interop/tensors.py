@@ -11,6 +11,7 @@ from mtnlg.core.errors import DataError
 FLOATS = {np.dtype(name): name for name in ("float32", "float16")} | {np.dtype(ml_dtypes.bfloat16): "bfloat16"}
 DTYPES = {name: dtype for dtype, name in FLOATS.items()}
 MOST_LINES = 40
+CHUNK_BYTES = 1 << 26
 
 
 class Stored(NamedTuple):
@@ -52,3 +53,9 @@ def refuse(lines: list[str], what: str, where: str, cure: str) -> None:
         more = [f"and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
         told = "\n".join(f"  - {line}" for line in [*lines[:MOST_LINES], *more])
         raise DataError(f"{what}:\n{told}\n", where, cure)
+
+
+def rows_at_once(shape: tuple[int, ...], itemsize: int) -> int:
+    """Rows of an array of this shape that are no more than CHUNK_BYTES, at least one."""
+    row_bytes = itemsize * int(np.prod(shape[1:], dtype=np.int64))
+    return max(min(shape[0], CHUNK_BYTES // max(row_bytes, 1)), 1)

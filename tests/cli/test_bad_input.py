@@ -5,6 +5,7 @@ import pathlib
 import jax
 import pytest
 
+from mtnlg import weights
 from mtnlg.cli.main import VERBS, main
 from mtnlg.data import tokenizer as tokenizers
 
@@ -285,7 +286,7 @@ def test_a_workdir_below_a_file(stderr_of, tmp_path, verb):
 
 
 def test_a_model_that_is_not_there(stderr_of, tmp_path):
-    line = f"there is no checkpoint ({tmp_path}). Try: a run's folder, or one of its checkpoints/STEP"
+    line = f"there is no model ({tmp_path}). Try: {weights.WHAT_IS_READ}"
     assert stderr_of("generate", "--prompt=a", f"--workdir={tmp_path}") == (line, 66)
 
 

@@ -135,7 +135,7 @@ def test_what_an_interrupted_save_or_deletion_left_is_cleared(resolve, tmp_path)
     ],
 )
 def test_only_a_full_disk_is_temporary(error, kind, tmp_path):
-    with pytest.raises(kind), checkpoint._disk_errors(tmp_path, 24):
+    with pytest.raises(kind), files.writing_by_library(tmp_path, 24):
         raise error
 
 
