@@ -139,7 +139,7 @@ class Layout:
             view = self._as_ours(read(name_of(tensor, key.layer)), tensor, part, taken)
             if heads:
                 at = axes(key.path).index("H")
-                view = view.reshape(*view.shape[:at], -1, *view.shape[at + 2 :])[(slice(None),) * at + (heads,)]
+                view = view.reshape(*view.shape[:at], self._sizes["H"], *view.shape[at + 2 :])[(slice(None),) * at + (heads,)]
             if made is None:
                 made = np.zeros([len(range(*one)) for one in index], dtype or view.dtype)
             made[tuple(into)] = view

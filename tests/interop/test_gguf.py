@@ -150,7 +150,7 @@ def test_a_slice_is_that_of_the_whole(tmp_path, kind, monkeypatch):
 def test_every_slice_of_a_quantised_parameter_is_that_of_the_whole(tmp_path):
     """Query and key, whose rows lie otherwise in the file, among them."""
     foreign = interop.open_file(write(tmp_path / "m.gguf", tensors_of(), kind="Q8_0"))
-    for key in foreign.layout.keys():
+    for key in list(foreign.layout.keys()):
         whole = foreign.read(key)
         for start, stop in ((0, 1), (1, 3), (whole.shape[0] - 1, whole.shape[0])):
             np.testing.assert_array_equal(foreign.read(key, (slice(start, stop),)), whole[start:stop])
