@@ -1,5 +1,6 @@
 """Weights to read, whatever keeps them: a run's checkpoint, or a model of another project."""
 
+import contextlib
 import functools
 import os
 import pathlib
@@ -90,12 +91,26 @@ def open_weights(path: str | os.PathLike, kind: str | None = None, vocab_size: i
 
     Raises MissingInput, DataError (files that differ from the hash list beside them, say), ConfigError (a library is not installed).
     """
-    kind, path = kind or kind_of(path), pathlib.Path(path)
+    with _readable(path):
+        return _open(pathlib.Path(path), kind or kind_of(path), vocab_size)
+
+
+@contextlib.contextmanager
+def _readable(path: str | os.PathLike) -> Iterator[None]:
+    """Raises MissingInput where the system does not let anything be read."""
+    try:
+        yield
+    except OSError as error:
+        what = f"cannot be read: {error.strerror or error}"
+        raise MissingInput(what, str(error.filename or path)[:400], "a path that is there, whose files you may read") from None
+
+
+def _open(path: pathlib.Path, kind: str, vocab_size: int | None) -> Weights:
     if vocab_size is not None and kind != "megatron":
         raise ConfigError("--vocab_size is only for Megatron-LM's checkpoints", str(path), "the command without it: these weights say it")
     if kind in ("gguf", "megatron"):
         listed = (path / manifest.NAME).is_file()
-        differing = manifest.problems(path) if listed else manifest.changed(path) if path.is_file() else []
+        differing = manifest.problems(path, _of_megatron) if listed else manifest.changed(path) if path.is_file() else []
         refuse(differing, "files differ from the hash list beside them", str(path), "all of it, copied again")
     if kind == "megatron":
         from mtnlg.interop import megatron
@@ -103,6 +118,11 @@ def open_weights(path: str | os.PathLike, kind: str | None = None, vocab_size: i
         beside = path / "tokenizer"
         return megatron.open_folder(path, vocab_size)._replace(text_folder=beside if beside.is_dir() else None)
     return {"run": RunWeights, "hf": huggingface.open_folder, "gguf": gguf.open_file}[kind](path)
+
+
+def _of_megatron(name: str) -> bool:
+    """Whether a file of a checkpoint of Megatron-LM may be read."""
+    return name.endswith(".pt") or name == "latest_checkpointed_iteration.txt" or name.startswith("tokenizer/")
 
 
 def config_of(weights: Weights) -> schema.Config:
@@ -120,7 +140,8 @@ def tokenizer_of(weights: Weights, path: str | os.PathLike | None = None) -> Tok
     if path is None and weights.text_fields is not None:
         tokenizer = gguf_tokenizer.load(weights.text_fields, weights.where)
     else:
-        tokenizer = tokenizers.load(path or weights.text_folder)
+        with _readable(path or weights.text_folder):
+            tokenizer = tokenizers.load(path or weights.text_folder)
     if weights.architecture in BEGIN_WITH_BOS and not tokenizer.companions.files:
         tokenizer = tokenizers.beginning_with_bos(tokenizer, str(path or weights.text_folder))
     if tokenizer.vocab_size > weights.model.vocab_size:

@@ -1,6 +1,7 @@
 """Converting: stopped anywhere it goes on, nothing half appears, and what cannot be kept is said."""
 
 import dataclasses
+import io
 import json
 import pathlib
 import shutil
@@ -18,7 +19,7 @@ from mtnlg import weights as sources
 from mtnlg.cli import main
 from mtnlg.core import config as configs
 from mtnlg.core import files, manifest
-from mtnlg.core.errors import CannotWrite, ConfigError, DataError, TemporaryFailure
+from mtnlg.core.errors import CannotWrite, ConfigError, DataError, MtnlgError, TemporaryFailure
 from mtnlg.data import tokenizer as tokenizers
 from mtnlg.interop import huggingface
 from mtnlg.interop import tensors as interop_tensors
@@ -300,3 +301,45 @@ def test_a_gguf_file_with_a_hash_list(tmp_path):
     file.write_bytes(b"GGUF" + bytes(19) + b"1")
     with pytest.raises(DataError, match="model.gguf has changed"):
         sources.open_weights(file)
+
+
+def test_files_beside_those_of_the_hash_list(run, tmp_path):
+    """What nobody reads may lie there, as a README; what would be read may not."""
+    out = tmp_path / "out"
+    convert.to_hf(sources.open_weights(run), out, {}, progress=False)
+    for name in ("README.md", ".gitattributes", "onnx/config.json"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("{}")
+    assert sources.open_weights(out).architecture == "LlamaForCausalLM"
+    for name in ("model-00009-of-00009.safetensors", "chat_template.jinja", "merges.txt", "added_tokens.json", "other.model"):
+        (out / name).write_text("{}")
+        with pytest.raises(DataError, match=f"{name} does not belong to it"):
+            sources.open_weights(out)
+        (out / name).unlink()
+    (out / "README.md").unlink()
+    (out / "config.json").unlink()
+    with pytest.raises(DataError, match=r"config\.json is missing"):
+        sources.open_weights(out, "hf")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json", "meta.json", ""])
+def test_what_may_not_be_read(name, folder, run, tmp_path, monkeypatch):
+    """One line, of the file, whoever opens it; a folder too, and a name that no file can have."""
+    source = shutil.copytree(run if name == "meta.json" else folder, tmp_path / "source")
+    (source / "tokenizer_config.json").write_text("{}")
+    path = source if name else "x" * 300
+    true = pathlib.Path.open, io.open
+
+    def denied(original):
+        def opened(file, *arguments, **options):
+            if pathlib.Path(str(file)).name == name:
+                raise PermissionError(13, "Permission denied", str(file))
+            return original(file, *arguments, **options)
+
+        return opened
+
+    monkeypatch.setattr(pathlib.Path, "open", denied(true[0]))
+    monkeypatch.setattr(io, "open", denied(true[1]))
+    with pytest.raises(MtnlgError, match=r"(Permission denied|File name too long|there is no model).*Try: ") as caught:
+        sources.tokenizer_of(sources.open_weights(path))
+    assert name in str(caught.value)

@@ -18,7 +18,11 @@ _SHOWN = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(c
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s --model=PATH [options] [--config.mesh.key=value ...]"
     parser.epilog = "What comes through a pipe is read line by line too, without prompts. The model lies on one device, as with generate."
-    parser.add_argument("--model", required=True, help="a run's folder or one of its checkpoints/STEP")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="a run, one of its checkpoints/STEP, or a model of another project: Hugging Face's, .gguf, Megatron-LM's",
+    )
     parser.add_argument("--system", help="what the model is told before the conversation (default: what its template says)")
     parser.add_argument("--max_new_tokens", type=int, default=512, help="tokens of an answer at most (default: 512)")
     parser.add_argument("--temperature", type=float, default=0.2, help="0: always the likeliest token (default: 0.2)")

@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s (--workdir=RUN | --model=PATH) --prompt=TEXT [options] [--config.mesh.key=value ...]"
     parser.epilog = "The model lies on one device, however it was trained; --config.mesh.tensor=4, say, spreads it over four."
     parser.add_argument("--workdir", help="a run's folder; its newest checkpoint is taken")
-    parser.add_argument("--model", help="a run's folder or one of its checkpoints/STEP")
+    parser.add_argument(
+        "--model", help="a run, one of its checkpoints/STEP, or a model of another project: Hugging Face's, .gguf, Megatron-LM's"
+    )
     parser.add_argument("--prompt", required=True, help="the text to continue; - reads standard input")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="tokens to write at most (default: 64)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token (default: 0.8)")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+from collections.abc import Callable
 
 NAME = "MANIFEST.json"
 
@@ -18,20 +19,23 @@ def row(path: pathlib.Path) -> dict:
     return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
-def problems(directory: pathlib.Path) -> list[str]:
-    """What differs from the list: files that are missing, extra or changed. Empty where all is well."""
+def problems(directory: pathlib.Path, belongs: Callable[[str], bool] = lambda name: True) -> list[str]:
+    """What differs from the list: files that are missing, changed, cannot be read, or extra. Empty where all is well.
+
+    belongs: whether a name would be read if it were there; files of other names may lie beside those of the list.
+    """
     try:
         expected = json.loads((directory / NAME).read_text())["files"]
         expected = {str(name): (int(row["bytes"]), str(row["sha256"])) for name, row in expected.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return [f"{NAME} cannot be read"]
-    present = {name: directory / name for name in _files(directory)}
+    try:
+        present = {name: directory / name for name in _files(directory)}
+    except OSError as error:
+        return [f"the folder cannot be read: {error.strerror}"]
     found = [f"{name} is missing" for name in expected if name not in present]
-    found += [f"{name} does not belong to it" for name in present if name not in expected]
-    for name, (size, digest) in expected.items():
-        if name in present and (present[name].stat().st_size != size or _sha256(present[name]) != digest):
-            found.append(f"{name} has changed")
-    return found
+    found += [f"{name} does not belong to it" for name in present if name not in expected and belongs(name)]
+    return found + [line for name, one in expected.items() if name in present for line in _differing(present[name], name, *one)]
 
 
 def changed(path: pathlib.Path) -> list[str]:
@@ -40,9 +44,19 @@ def changed(path: pathlib.Path) -> list[str]:
         return []
     try:
         expected = json.loads((path.parent / NAME).read_text())["files"].get(path.name)
+        if expected is None:
+            return []
+        size, digest = int(expected["bytes"]), str(expected["sha256"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return [f"{NAME} cannot be read"]
-    return [f"{path.name} has changed"] if expected is not None and expected != row(path) else []
+    return _differing(path, path.name, size, digest)
+
+
+def _differing(path: pathlib.Path, name: str, size: int, digest: str) -> list[str]:
+    try:
+        return [f"{name} has changed"] if path.stat().st_size != size or _sha256(path) != digest else []
+    except OSError as error:
+        return [f"{name} cannot be read: {error.strerror}"]
 
 
 def _files(directory: pathlib.Path) -> list[str]:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable
 
 from mtnlg.core.errors import DataError
+from mtnlg.data import post_processor
 
 END_OF_DOCUMENT = "<|endoftext|>"
 OTHER_ENDS = ("<|end_of_text|>", "</s>", "<eos>")
@@ -32,10 +33,11 @@ def spelled_bytes(token: str) -> bytes:
     return bytes(LETTERS[letter] for letter in token) if all(c in LETTERS for c in token) else token.encode()
 
 
-def description(vocabulary: bytes, merges: bytes, where: str) -> bytes:
+def description(vocabulary: bytes, merges: bytes, where: str, first: str | None = None) -> bytes:
     """The `tokenizer.json` of GPT-2's vocab.json and merges.txt; written here, so that its hash hangs on no library's version.
 
-    A vocabulary without an end of document (OPT's is </s>) gets one behind its last token. Raises DataError.
+    A vocabulary without an end of document (OPT's is </s>) gets one behind its last token. first: a token of it that stands before every
+    text. Raises DataError.
     """
     try:
         ids = json.loads(vocabulary)
@@ -46,10 +48,12 @@ def description(vocabulary: bytes, merges: bytes, where: str) -> bytes:
     except (ValueError, AttributeError, TypeError) as error:
         raise DataError(f"not GPT-2's files: {error}", where, "both files, copied again") from error
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    special = {end: eod_id} | ({first: ids[first]} if first in ids else {})
     found = {
         "version": "1.0",
-        "added_tokens": [{"id": eod_id, "content": end, "special": True} | flags],
+        "added_tokens": [{"id": id, "content": token, "special": True} | flags for token, id in special.items()],
         "pre_tokenizer": _BYTE_LEVEL,
+        **({"post_processor": post_processor.before({first: ids[first]})} if first in ids else {}),
         "decoder": _BYTE_LEVEL,
         "model": {"type": "BPE", "vocab": ids, "merges": pairs},
     }

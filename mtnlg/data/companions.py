@@ -10,6 +10,7 @@ SETTINGS, SPECIALS, GENERATION = "tokenizer_config.json", "special_tokens_map.js
 TEMPLATE = "chat_template.jinja"
 NAMES = (SETTINGS, SPECIALS, GENERATION, TEMPLATE)
 MAX_BYTES = 10_000_000
+MAX_VOCAB_SIZE = 1 << 22
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 _CURE = "the file, copied again, or without it"
@@ -48,7 +49,7 @@ def parse(files: dict[str, bytes], where: str) -> Companions:
     tokens = {role: text for role in ROLES if (text := _text(settings.get(role)) or _text(specials.get(role)))}
     ends = generation.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    if not all(type(id) is int and id >= 0 for id in ends):
+    if not all(type(id) is int and 0 <= id < MAX_VOCAB_SIZE for id in ends):
         raise DataError(f"eos_token_id={str(ends)[:80]}", f"{GENERATION} in {where}", _CURE)
     try:
         template = files[TEMPLATE].decode() if TEMPLATE in files else _chosen(settings.get("chat_template"))
@@ -76,6 +77,6 @@ def _text(token: Any) -> str | None:
 def _chosen(templates: Any) -> str | None:
     """The template; of several with names, the one called default."""
     if isinstance(templates, list):
-        named = {entry.get("name"): entry.get("template") for entry in templates if isinstance(entry, dict)}
-        templates = named.get("default")
+        named = (entry.get("template") for entry in templates if isinstance(entry, dict) and entry.get("name") == "default")
+        templates = next(named, None)
     return templates if isinstance(templates, str) else None

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from mtnlg.core.errors import DataError
-from mtnlg.data import companions
+from mtnlg.data import companions, post_processor
 from mtnlg.data.tokenizer import SPACE, JsonTokenizer, SentencePieceTokenizer, Tokenizer
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # SentencePiece's numbers
@@ -37,7 +37,7 @@ CUTS = {
 
 
 def load(fields: dict[str, Any], where: str) -> Tokenizer:
-    """The tokenizer of a file's fields (`interop.gguf.Model.fields`). Raises DataError for one that is not known, or damaged."""
+    """The tokenizer of a file's fields (`interop.foreign.Foreign.text_fields`). Raises DataError for one that is not known, or damaged."""
     kind = fields.get("tokenizer.ggml.model")
     makers = {"gpt2": (_byte_level, JsonTokenizer), "llama": (_sentencepiece, SentencePieceTokenizer)}
     if type(kind) is not str or kind not in makers:
@@ -88,18 +88,11 @@ def _byte_level(fields: dict[str, Any], vocabulary: _Vocabulary, where: str) -> 
         "added_tokens": added,
         "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer,
-        "post_processor": _before(vocabulary.text("bos"), vocabulary.ids["bos"]) if adds_bos else None,
+        "post_processor": post_processor.before({vocabulary.text("bos"): vocabulary.ids["bos"]}) if adds_bos else None,
         "decoder": _GPT2,
         "model": {**model, "merges": merges},
     }
     return _json(description), adds_bos
-
-
-def _before(token: str, id: int) -> dict[str, Any]:
-    """A post-processor that puts the token before a text."""
-    mark, text, second = ({"SpecialToken": {"id": token, "type_id": 0}}, *({"Sequence": {"id": x, "type_id": 0}} for x in "AB"))
-    special = {token: {"id": token, "ids": [id], "tokens": [token]}}
-    return {"type": "TemplateProcessing", "single": [mark, text], "pair": [mark, text, mark, second], "special_tokens": special}
 
 
 def _sentencepiece(fields: dict[str, Any], vocabulary: _Vocabulary, where: str) -> tuple[bytes, bool]:

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from mtnlg.core.errors import DataError
+from mtnlg.data import post_processor
 from mtnlg.data.tokenizer import SPACE, SentencePieceTokenizer
 
 FILE = "tokenizer.json"
@@ -30,6 +31,7 @@ def description(tokenizer: SentencePieceTokenizer) -> bytes:
     if spec.precompiled_charsmap or spec.remove_extra_whitespaces or unusual or trainer.treat_whitespace_as_suffix:
         what = "a SentencePiece model that normalises texts, or with user-defined or unused pieces, has no exact tokenizer.json"
         raise DataError(what, tokenizer.file_name, "the tokenizer.json of the model's own project")
+    texts = {id: text for text, id in tokenizer.special_ids.items()}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     special = [(id, piece.piece) for id, piece in enumerate(proto.pieces) if piece.type in (_UNKNOWN, _CONTROL)]
     prefix = [{"type": "Prepend", "prepend": SPACE}] if spec.add_dummy_prefix else []
@@ -40,21 +42,11 @@ def description(tokenizer: SentencePieceTokenizer) -> bytes:
         "added_tokens": [{"id": id, "content": text, "special": True} | flags for id, text in special],
         "normalizer": {"type": "Sequence", "normalizers": [*prefix, {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]},
         "pre_tokenizer": _apart({piece.piece for piece in proto.pieces} - normal, normal) if unigram else None,
-        "post_processor": _before(tokenizer),
+        "post_processor": post_processor.before({texts[id]: id for id in tokenizer.start_ids}) if tokenizer.start_ids else None,
         "decoder": {"type": "Sequence", "decoders": [*spaces, *strip]},
         "model": _unigram(proto) if unigram else _bpe(proto),
     }
     return json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _before(tokenizer: SentencePieceTokenizer) -> dict[str, Any] | None:
-    """A post-processor that puts start_ids before a text."""
-    texts = {id: text for text, id in tokenizer.special_ids.items()}
-    marks = [{"SpecialToken": {"id": texts[id], "type_id": 0}} for id in tokenizer.start_ids]
-    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
-    special = {texts[id]: {"id": texts[id], "ids": [id], "tokens": [texts[id]]} for id in tokenizer.start_ids}
-    template = {"type": "TemplateProcessing", "single": [*marks, first], "pair": [*marks, first, *marks, second], "special_tokens": special}
-    return template if marks else None
 
 
 def _bpe(proto) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from mtnlg.data.companions import Companions
 
 SPACE = "\u2581"  # SentencePiece's spelling of a space
 MAX_FILE_BYTES = 50_000_000
-MAX_VOCAB_SIZE = 1 << 22
 
 _UNKNOWN = "\ufffd".encode()
 _BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
@@ -125,7 +124,8 @@ class SentencePieceTokenizer(Tokenizer):
         if end is None:
             what = f"a model with an eos piece or one of {', '.join((END_OF_DOCUMENT, *OTHER_ENDS))}"
             raise DataError("the model has no end of document", where, what)
-        self.companions, self.start_ids = beside, _bos(beside, self.special_ids)
+        self.companions, bos = beside, beside.tokens.get("bos_token")
+        self.start_ids = (self.special_ids[bos],) if beside.adds_bos and bos in self.special_ids else ()
         byte_ids = [model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self._space_ids = byte_ids if all(map(model.is_byte, byte_ids)) else None
         super().__init__(content, where, [self._piece_bytes(id) for id in ids], self.special_ids[end])
@@ -200,8 +200,8 @@ class JsonTokenizer(Tokenizer):
         model.add_special_tokens([end])
         model.encode_special_tokens = True
 
-        if max(vocabulary.values()) >= MAX_VOCAB_SIZE:
-            raise DataError(f"an id is {max(vocabulary.values())}, above {MAX_VOCAB_SIZE}", where, cure)
+        if max(vocabulary.values()) >= companions.MAX_VOCAB_SIZE:
+            raise DataError(f"an id is {max(vocabulary.values())}, above {companions.MAX_VOCAB_SIZE}", where, cure)
         decoders = json.dumps(description.get("decoder"))
         spells_bytes = '"ByteLevel"' in decoders
         if spells_bytes:
@@ -222,8 +222,7 @@ class JsonTokenizer(Tokenizer):
         self.companions = beside
         processed = model.encode("a", add_special_tokens=True)
         before = itertools.takewhile(lambda pair: pair[1], zip(processed.ids, processed.special_tokens_mask, strict=True))
-        has_processor = description.get("post_processor") is not None
-        self.start_ids = tuple(id for id, _ in before) if has_processor else _bos(beside, vocabulary)
+        self.start_ids = tuple(id for id, _ in before) if description.get("post_processor") is not None else ()
         super().__init__(content, where, pieces, vocabulary[end])
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
@@ -276,8 +275,10 @@ def load(path) -> Tokenizer:
             return load(file)
     pair = [path / "vocab.json", path / "merges.txt"]
     if all(file.is_file() for file in pair):
-        content = byte_level.description(*map(_read, pair), where=", ".join(map(str, pair)))
-        return JsonTokenizer(content, str(path), companions.read(path))
+        beside = companions.read(path)
+        first = beside.tokens.get("bos_token") if beside.adds_bos else None
+        content = byte_level.description(*map(_read, pair), where=", ".join(map(str, pair)), first=first)
+        return JsonTokenizer(content, str(path), beside)
     raise MissingInput("no tokenizer is there", str(path), "a .model, a tokenizer.json, or a folder with vocab.json and merges.txt")
 
 
@@ -288,11 +289,6 @@ def beginning_with_bos(tokenizer: Tokenizer, where: str) -> Tokenizer:
     texts = {id: text for text, id in tokenizer.special_ids.items()}
     said = {"add_bos_token": True, "bos_token": tokenizer.bos_piece, "eos_token": texts[tokenizer.eod_id]}
     return SentencePieceTokenizer(tokenizer.content, where, companions.parse({companions.SETTINGS: json.dumps(said).encode()}, where))
-
-
-def _bos(beside: Companions, ids: dict[str, int]) -> tuple[int, ...]:
-    bos = beside.tokens.get("bos_token")
-    return (ids[bos],) if beside.adds_bos and bos in ids else ()
 
 
 def train(texts: Iterable[str], path, *, kind: str, vocab_size: int, max_bytes: int) -> SentencePieceTokenizer:

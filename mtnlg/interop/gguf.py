@@ -1,6 +1,6 @@
 """A GGUF file (llama.cpp) as a Hugging Face model: its config.json, and its tensors under Hugging Face's names and in their layout."""
 
-import functools
+import dataclasses
 import os
 import re
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 from mtnlg.core.errors import DataError
 from mtnlg.interop import huggingface, tensors
 from mtnlg.interop.foreign import Foreign
-from mtnlg.interop.gguf_file import File
+from mtnlg.interop.gguf_file import File, Quantised
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
@@ -67,7 +67,7 @@ def open_file(path: str | os.PathLike) -> Foreign:
 
 
 class GgufTensors:
-    """The tensors of a file, as `interop.tensors.Tensors`; one is dequantised at a time.
+    """The tensors of a file, as `interop.tensors.Tensors`; of one that is quantised the slice alone that is wanted is made.
 
     llama.cpp rotates neighbours (2i, 2i+1) of a head where Hugging Face rotates (i, i + K/2), and its files of architecture "llama" have
     the rows of query and key in that order: here they are put back. Files of the others are rotated as Hugging Face does.
@@ -78,28 +78,33 @@ class GgufTensors:
         self._names = {_foreign_name(name): name for name in file.tensors if name != _ROPE_FACTORS}
         heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
         self._interleaved = {"q_proj": heads, "k_proj": kv_heads} if config["model_type"] == "llama" else {}
-        self.read = functools.lru_cache(2)(self._read)  # whoever reads in chunks comes again: for key and value in turn
 
     def stored(self) -> dict[str, tensors.Stored]:
         places = {foreign: self._file.tensors[name] for foreign, name in self._names.items()}
         return {foreign: tensors.Stored(place.shape, place.kind.dtype) for foreign, place in places.items()}
 
-    def _read(self, name: str) -> np.ndarray:
-        """Raises ConfigError where the numbers are quantised and the `gguf` library is not installed."""
+    def read(self, name: str) -> np.ndarray | Quantised:
+        """Slicing raises ConfigError where the numbers are quantised and the `gguf` library is not installed."""
         found = self._file.read(self._names[name])
         heads = self._interleaved.get(name.split(".")[-2])
         if heads is None:
             return found
-        return found.reshape(heads, -1, 2, *found.shape[1:]).swapaxes(1, 2).reshape(found.shape)
+        if isinstance(found, Quantised) and len(found.shape) > 1:
+            return dataclasses.replace(found, stored=_halves_apart(found.stored, heads))
+        return _halves_apart(np.asarray(found), heads)
+
+
+def _halves_apart(rows: np.ndarray, heads: int) -> np.ndarray:
+    return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
 def _foreign_name(name: str) -> str:
-    """Hugging Face's name of a tensor; its own if no model here has such a one."""
+    """Hugging Face's name of a tensor; if no model here has such a one, a name that no other tensor has."""
     if name in _WHOLE:
         return _WHOLE[name]
     found = _LAYER.fullmatch(name)
     known = found and found[2] in _IN_LAYER
-    return f"model.layers.{found[1]}.{_IN_LAYER[found[2]]}.{found[3]}" if known else name
+    return f"model.layers.{found[1]}.{_IN_LAYER[found[2]]}.{found[3]}" if known else f"GGUF's {name}"
 
 
 def _config(settings: dict[str, Any], file: File) -> tuple[dict[str, Any], list[str]]:

@@ -1,9 +1,10 @@
-"""llama.cpp's GGUF files: what the header says, and one tensor at a time, dequantised by the `gguf` library.
+"""llama.cpp's GGUF files: what the header says, and the rows and columns that are wanted of a tensor, dequantised by the `gguf` library.
 
 Layout (ggml's docs/gguf.md): "GGUF", version, counts, (key, type, value) for each field, (name, dims, type, offset) for each tensor,
 padding, data. All little-endian. The header is read here and not by `gguf.GGUFReader`, which trusts every length that it finds.
 """
 
+import dataclasses
 import math
 import struct
 from typing import NamedTuple
@@ -15,7 +16,9 @@ from mtnlg.core import extras
 from mtnlg.core.errors import DataError, MissingInput
 
 MAX_HEADER_BYTES = 1 << 28
-MAX_ITEMS = 1 << 22  # of an array, as the tokens of a vocabulary
+MAX_NAMES = 1 << 17  # of tensors, and of fields
+MAX_ITEMS = 1 << 23  # of all arrays, as the tokens of a vocabulary, their scores and their merges
+SLAB_NUMBERS = 1 << 22  # dequantised at once: the library needs the memory of several
 MAX_DIMS = 4
 DEFAULT_ALIGNMENT = 32
 CURE = "the whole .gguf file, copied again"
@@ -57,6 +60,43 @@ class Place(NamedTuple):
     offset: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Quantised:
+    """An array whose numbers are made when it is sliced, and of no more than the slice. stored: uint8, a row's blocks on the last axis."""
+
+    stored: np.ndarray
+    kind: Kind
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return *self.stored.shape[:-1], self.stored.shape[-1] // self.kind.block_bytes * self.kind.block_size
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.kind.dtype
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        """Raises ConfigError without the library."""
+        with extras.needed("gguf"):
+            import gguf
+
+        *rows, columns = (*index, *[slice(None)] * (self.stored.ndim - len(index)))
+        start, stop, step = columns.indices(self.shape[-1])
+        first, last = start // self.kind.block_size, -(-stop // self.kind.block_size)
+        blocks = self.stored[(*rows, slice(first * self.kind.block_bytes, last * self.kind.block_bytes))]
+        inside = slice(start - first * self.kind.block_size, stop - first * self.kind.block_size, step)
+        made = np.empty((*blocks.shape[:-1], len(range(start, stop, step))), self.dtype)
+        if made.size:
+            flat, into = blocks.reshape(-1, blocks.shape[-1]), made.reshape(-1, made.shape[-1])
+            slab = max(SLAB_NUMBERS // self.shape[-1], 1)
+            for at in range(0, len(flat), slab):
+                into[at : at + slab] = gguf.dequantize(flat[at : at + slab], gguf.GGMLQuantizationType[self.kind.name])[:, inside]
+        return made
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self[()].astype(dtype or self.dtype, copy=False)
+
+
 class File:
     """An open GGUF file. fields: key -> int, float, bool, str, or a list of them; tensors: name -> Place."""
 
@@ -64,7 +104,7 @@ class File:
         """Raises MissingInput; DataError for a damaged file and, naming all of them, for types of tensors that are not read here."""
         self.where = str(path)
         try:
-            self._bytes = np.memmap(path, np.uint8, "r")
+            self._bytes = np.memmap(path, np.uint8, "r").view(np.ndarray)
         except FileNotFoundError:
             raise MissingInput("there is no such file", self.where, "the path of a .gguf file") from None
         except (OSError, ValueError) as error:  # a folder, no permission; an empty file
@@ -74,25 +114,21 @@ class File:
         except ValueError as error:  # UnicodeDecodeError is one
             raise DataError(f"not a GGUF file, or a damaged one: {error}", self.where, CURE) from None
 
-    def read(self, name: str) -> np.ndarray:
-        """A tensor in its kind's dtype: a view of the file where nothing is quantised. Raises ConfigError without the library."""
+    def read(self, name: str) -> np.ndarray | Quantised:
+        """A tensor in its kind's dtype: a view of the file where nothing is quantised."""
         kind, shape, offset = self.tensors[name]
         num_bytes = math.prod(shape) // kind.block_size * kind.block_bytes
         stored = self._bytes[offset : offset + num_bytes]
         if kind.block_size == 1:
             return stored.view(kind.dtype).reshape(shape)
-        with extras.needed("gguf"):
-            import gguf
-
-        rows = stored.reshape(-1, shape[-1] // kind.block_size * kind.block_bytes)
-        return gguf.dequantize(rows, gguf.GGMLQuantizationType[kind.name]).reshape(shape)
+        return Quantised(stored.reshape(*shape[:-1], shape[-1] // kind.block_size * kind.block_bytes), kind)
 
 
 class _Reader:
     """A cursor over the header. Every length is compared with what is left before anything of that size is made."""
 
     def __init__(self, content: np.ndarray):
-        self._content, self.at = content, 0
+        self._content, self.at, self._num_items = content, 0, 0
         self._end = min(len(content), MAX_HEADER_BYTES)
 
     def take(self, num_bytes: int) -> bytes:
@@ -118,8 +154,9 @@ class _Reader:
         if kind != _ARRAY:
             return self._scalars(kind, 1)[0]
         kind, count = self.number("I"), self.number("Q")
-        if count > MAX_ITEMS:
-            raise ValueError(f"an array of {count} values; {MAX_ITEMS} at most are read")
+        self._num_items += count
+        if self._num_items > MAX_ITEMS:
+            raise ValueError(f"arrays of {self._num_items} values and more; {MAX_ITEMS} at most are read")
         return [self.string() for _ in range(count)] if kind == _STRING else self._scalars(kind, count)
 
     def _scalars(self, kind: int, count: int) -> list:
@@ -137,6 +174,8 @@ def _header(reader: _Reader, where: str) -> tuple[dict, dict[str, Place]]:
     if version not in (2, 3):
         raise ValueError(f"version {version}; 2 and 3 are read, little-endian")
     num_tensors, num_fields = reader.number("Q"), reader.number("Q")
+    if max(num_tensors, num_fields) > MAX_NAMES:
+        raise ValueError(f"{num_tensors} tensors and {num_fields} fields; {MAX_NAMES} of each at most are read")
     fields = {}
     for _ in range(num_fields):
         key = reader.string()

@@ -54,8 +54,16 @@ def open_folder(path: str | os.PathLike) -> Foreign:
     """
     folder = pathlib.Path(path)
     if (folder / manifest.NAME).is_file():
-        refuse(manifest.problems(folder), "files differ from the folder's hash list", str(folder), "the whole folder, copied again")
+        refuse(
+            manifest.problems(folder, _belongs), "files differ from the folder's hash list", str(folder), "the whole folder, copied again"
+        )
     return from_config(read_config(folder), SafetensorsFolder(folder), folder)
+
+
+def _belongs(name: str) -> bool:
+    """Whether a file of a folder may be read: numbers, settings, a tokenizer's."""
+    path = pathlib.PurePath(name)
+    return len(path.parts) == 1 and (path.suffix in (".safetensors", ".json", ".model", ".jinja") or name == "merges.txt")
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:

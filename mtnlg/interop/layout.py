@@ -4,7 +4,8 @@ A tensor is made of parts, each one parameter of ours in one layer, whose axes l
 [H, K, D] that the file has as [H*K, D]; without `|` all its axes are one. Several parts are joined along axis `join` of their patterns.
 R are the query heads of one key/value head (H = G*R), 1 an axis of one.
 
-Everything is done by views, so that a slice is read from a memory-mapped file without the rest.
+Everything is done by views, so that a slice is read from a memory-mapped file without the rest. A tensor that is read is sliced once,
+in rows and columns, before anything else: it may be one whose numbers are only then made (`gguf_file.Quantised`).
 """
 
 import math
@@ -125,13 +126,7 @@ class Layout:
         index += tuple((0, size, 1) for size in self.our_shape(key.path)[len(index) :])
         made = None
         for tensor, part in self._holders[key.path]:
-            view = self._as_ours(read(name_of(tensor, key.layer)), tensor, part)
-            if "R" in part.pattern:
-                at = axes(key.path).index("H")
-                view = view.reshape(*view.shape[:at], -1, *view.shape[at + 2 :])
-            if made is None:
-                made = np.zeros([len(range(*one)) for one in index], dtype or view.dtype)
-            into, taken = [], []
+            into, taken = [], {}
             for letter, (start, stop, step) in zip(wanted, index, strict=True):
                 if letter == "2" and part.which is not None:
                     into.append(part.which - start)
@@ -139,8 +134,15 @@ class Layout:
                 if letter == "V":  # beyond the vocabulary lies padding
                     stop = min(stop, self.num_ids, self.model.vocab_size)
                 into.append(slice(0, len(range(start, stop, step))))
-                taken.append(slice(start, max(stop, start), step))
-            made[tuple(into)] = view[tuple(taken)]
+                taken[letter] = slice(start, max(stop, start), step)
+            heads = taken.pop("H", None) if "R" in part.pattern else None
+            view = self._as_ours(read(name_of(tensor, key.layer)), tensor, part, taken)
+            if heads:
+                at = axes(key.path).index("H")
+                view = view.reshape(*view.shape[:at], self._sizes["H"], *view.shape[at + 2 :])[(slice(None),) * at + (heads,)]
+            if made is None:
+                made = np.zeros([len(range(*one)) for one in index], dtype or view.dtype)
+            made[tuple(into)] = view
         return made
 
     def theirs(self, blocks: Callable[[Key], Iterator[tuple[int, np.ndarray]]], tensor: Tensor, layer: int | None, dtype) -> np.ndarray:
@@ -148,7 +150,7 @@ class Layout:
         made = np.zeros(self.shape(tensor), dtype)
         for part in tensor.parts:
             key = Key(BLOCKS * tensor.in_layers + part.path, layer)
-            view, letters = self._as_ours(made, tensor, part), axes(key.path)
+            view, letters = self._as_ours(made, tensor, part, {}), axes(key.path)
             for start, rows in blocks(key):
                 if part.which is not None:
                     rows = rows[(slice(None),) * letters.index("2") + (part.which,)]
@@ -172,14 +174,23 @@ class Layout:
         pattern = tensor.parts[0].pattern
         return joined, len(pattern.split("|")[0].split()) if "|" in pattern else 0
 
-    def _as_ours(self, array: np.ndarray, tensor: Tensor, part: Part) -> np.ndarray:
-        """The view of a tensor that is one part, its axes in our order (H in two, G and R, where the pattern has R; without the 2)."""
-        joined, _ = self._joined(tensor)
+    def _as_ours(self, array, tensor: Tensor, part: Part, taken: dict[str, slice]) -> np.ndarray:
+        """The view of a tensor that is one part, its axes in our order (H in two, G and R, where the pattern has R; without the 2).
+
+        taken: what is wanted of an axis, by its letter; all of those that it leaves out.
+        """
+        joined, cut = self._joined(tensor)
         before = sum(self._sizes_of(one.pattern)[tensor.join] for one in tensor.parts[: tensor.parts.index(part)])
         letters = part.pattern.replace("|", " ").split()
-        own = [slice(None)] * len(letters)
-        own[tensor.join] = slice(before, before + self._sizes[letters[tensor.join]])
-        view = array.reshape(joined)[tuple(own)]
+        own = [taken.get(letter, slice(0, self._sizes[letter], 1)) for letter in letters]
+        own[tensor.join] = slice(own[tensor.join].start + before, own[tensor.join].stop + before, own[tensor.join].step)
+        box, sizes = [], list(joined)  # of merged axes, the first one only is sliced before they are parted
+        for first, end in ((0, cut), (cut, len(letters))) if cut else ((0, len(letters)),):
+            start, stop, step = own[first].start, own[first].stop, own[first].step
+            inner = math.prod(joined[first + 1 : end])
+            box.append(slice(start * inner, stop * inner))
+            sizes[first], own[first] = stop - start, slice(None, None, step)
+        view = array[tuple(box)].reshape(sizes)[tuple(own)]
         view = view[tuple(0 if letter == "1" else slice(None) for letter in letters)]
         letters = [letter for letter in letters if letter != "1"]
         ours = [letter for letter in axes(part.path) if part.which is None or letter != "2"]

@@ -30,7 +30,7 @@ class Tensors(Protocol):
         """Every array that is there, without reading any."""
 
     def read(self, name: str) -> np.ndarray:
-        """One array, a view of the file where that is possible. Raises DataError."""
+        """One array, a view of the file where that is possible, or what gives one when it is sliced. Raises DataError."""
 
 
 def problems(there: dict[str, Stored], wanted: dict[str, tuple[int, ...]], ignored: Iterable[str] = ()) -> list[str]:

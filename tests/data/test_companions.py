@@ -3,9 +3,10 @@
 import json
 
 import pytest
+import tokenizers
 
 from mtnlg.core.errors import DataError
-from mtnlg.data import byte_level, companions, tokenizer
+from mtnlg.data import byte_level, companions, hf_files, tokenizer
 
 FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
 TOKENS = [*byte_level.LETTERS, "he", "ll", "hell"]
@@ -87,6 +88,52 @@ def test_opt(tmp_path):
     tok = tokenizer.load(tmp_path)
     assert (tok.vocab_size, tok.eod_id, tok.start_ids, tok.end_ids) == (len(tokens), 2, (2,), {2})
     assert tok.decode(tok.encode("hell</s>")) == "hell</s>" and 2 not in tok.encode("</s>")
+    tok.save(tmp_path / "saved")
+    assert tokenizer.load(tmp_path / "saved").start_ids == (2,)
+    (tmp_path / "out").mkdir()
+    for name, content in hf_files.files(tok, 64).items():
+        (tmp_path / "out" / name).write_bytes(content)
+    alone = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    assert alone.encode("hell").ids == [2, *tok.encode("hell")]
+
+
+def test_a_start_that_is_not_the_end(tmp_path):
+    (tmp_path / "vocab.json").write_text(json.dumps({token: id for id, token in enumerate(["<s>", "</s>", *TOKENS])}))
+    (tmp_path / "merges.txt").write_text("h e\nl l\nhe ll\n")
+    assert tokenizer.load(tmp_path).start_ids == ()
+    write(tmp_path, tokenizer_config={"bos_token": "<s>", "add_bos_token": True})
+    tok = tokenizer.load(tmp_path)
+    assert (tok.start_ids, tok.eod_id, tok.special_ids) == ((0,), 1, {"<s>": 0, "</s>": 1})
+    write(tmp_path, tokenizer_config={"bos_token": "<nowhere>", "add_bos_token": True})
+    assert tokenizer.load(tmp_path).start_ids == ()
+
+
+def test_a_tokenizer_json_says_itself_what_begins_a_text(tmp_path):
+    """As in transformers: without a post-processor nothing does, whatever is beside it."""
+    write_json(tmp_path, ["<s>", "</s>"])
+    write(tmp_path, tokenizer_config={"bos_token": "<s>", "add_bos_token": True})
+    assert tokenizer.load(tmp_path).start_ids == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "GPT2Tokenizer", None])
+def test_transformers_begins_with_the_same(tmp_path, name):
+    """From OPT's files, as they come and as they go out; and from a tokenizer.json without a post-processor."""
+    transformers = pytest.importorskip("transformers")
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *TOKENS]
+    said = {"bos_token": "</s>", "eos_token": "</s>", "add_bos_token": True} | ({"tokenizer_class": name} if name else {})
+    write(tmp_path, vocab={token: id for id, token in enumerate(tokens)}, tokenizer_config=said, config={"model_type": "opt"})
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nh e\nl l\nhe ll\n")
+    tok = tokenizer.load(tmp_path)
+    (tmp_path / "out").mkdir()
+    for file, content in hf_files.files(tok, 64).items():
+        (tmp_path / "out" / file).write_bytes(content)
+    write(tmp_path / "out", config={"model_type": "opt"})
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs.encode("hell") == [*tok.start_ids, *tok.encode("hell")] == [2, tok.vocab_size - 1]
+    write(write_json(tmp_path / "json", ["<s>", "</s>"]), tokenizer_config=said | {"bos_token": "<s>"}, config={"model_type": "opt"})
+    tok, theirs = tokenizer.load(tmp_path / "json"), transformers.AutoTokenizer.from_pretrained(tmp_path / "json")
+    assert theirs.encode("hell") == [*tok.start_ids, *tok.encode("hell")]
 
 
 def test_pythia_has_runs_of_spaces_as_added_tokens(tmp_path):
@@ -200,3 +247,24 @@ def test_damaged_companions_are_named(tmp_path, name, content):
     with pytest.raises(DataError, match=rf"{name}.*Try: ") as caught:
         tokenizer.load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("id", [10**30, 1 << 22, -1, True, "2"])
+def test_an_end_that_no_vocabulary_has(tmp_path, id):
+    write(write_json(tmp_path, ["</s>"]), generation_config={"eos_token_id": [259, id]})
+    with pytest.raises(DataError, match=r"eos_token_id=.*generation_config\.json in .*Try: "):
+        tokenizer.load(tmp_path)
+
+
+def test_templates_with_names_of_any_kind(tmp_path):
+    named = [
+        {"name": ["x"], "template": "no"},
+        {"template": "no"},
+        3,
+        {"name": "default", "template": "yes"},
+        {"name": {}, "template": "no"},
+    ]
+    write(tmp_path, tokenizer_config={"chat_template": named})
+    assert companions.read(tmp_path).template == "yes"
+    write(tmp_path, tokenizer_config={"chat_template": named[:3]})
+    assert companions.read(tmp_path).template is None

@@ -1,16 +1,20 @@
 """GGUF files written by the `gguf` library, read here: fields, tensors, llama.cpp's order of rows, and whatever a hostile file holds."""
 
 import random
+import struct
 import warnings
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from mtnlg.core import schema
+from mtnlg import weights as sources
+from mtnlg.core import manifest, schema
 from mtnlg.core.errors import DataError, MissingInput
 from mtnlg.interop import gguf as interop
+from mtnlg.interop import gguf_file
 from mtnlg.interop.gguf_file import KINDS, File
+from mtnlg.interop.layout import Key
 
 gguf = pytest.importorskip("gguf")
 
@@ -101,7 +105,7 @@ def test_quantised_numbers_are_near_the_real_ones_and_equal_the_librarys(tmp_pat
     steps = {"F32": 0, "F16": 2e-3, "BF16": 8e-3, "Q8_0": 5e-3, "Q4_0": 0.13, "Q4_1": 0.07, "Q5_0": 0.07, "Q5_1": 0.04}
     for name, array in tensors.items():
         shape, dtype = model.tensors.stored()[name]
-        found = model.tensors.read(name)
+        found = np.asarray(model.tensors.read(name))
         assert (found.shape, found.dtype) == (shape, dtype)
         blocks = array.reshape(-1, 32) if array.size % 32 == 0 else array.reshape(1, -1)
         largest = np.abs(blocks).max(axis=1, keepdims=True) * np.ones_like(blocks)
@@ -111,7 +115,9 @@ def test_quantised_numbers_are_near_the_real_ones_and_equal_the_librarys(tmp_pat
     file = File(path)
     for tensor in reader.tensors:
         theirs = gguf.dequantize(np.ascontiguousarray(tensor.data), tensor.tensor_type)
-        np.testing.assert_array_equal(file.read(tensor.name).astype(np.float32), theirs.reshape(file.tensors[tensor.name].shape))
+        np.testing.assert_array_equal(
+            np.asarray(file.read(tensor.name)).astype(np.float32), theirs.reshape(file.tensors[tensor.name].shape)
+        )
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K"])
@@ -121,9 +127,49 @@ def test_k_quants_equal_the_librarys(tmp_path, kind):
     content = np.random.default_rng(1).integers(0, 60, (6, 2 * stored.block_bytes), np.uint8)
     qtype = gguf.GGMLQuantizationType[kind]
     path = write(tmp_path / "m.gguf", tensors_of(), extra=[("wide", content, qtype)])
-    found = File(path).read("wide")
+    found = np.asarray(File(path).read("wide"))
     assert found.shape == (6, 512) and found.dtype == np.float32 and np.isfinite(found).all()
     np.testing.assert_array_equal(found, gguf.dequantize(content, qtype))
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K"])
+def test_a_slice_is_that_of_the_whole(tmp_path, kind, monkeypatch):
+    """In blocks and out of them, none of it too; and in slabs of a few rows."""
+    qtype = gguf.GGMLQuantizationType[kind]
+    content = np.random.default_rng(1).integers(0, 60, (6, 3 * KINDS[qtype].block_bytes), np.uint8)
+    stored = File(write(tmp_path / "m.gguf", tensors_of(), extra=[("wide", content, qtype)])).read("wide")
+    whole = gguf.dequantize(content, qtype)
+    monkeypatch.setattr(gguf_file, "SLAB_NUMBERS", 2 * whole.shape[1])
+    cuts = [slice(None), slice(1, 2), slice(30, 70), slice(64, 65), slice(5, 5), slice(600, 700)]
+    for rows in (slice(None), slice(1, 6), slice(4, 4), slice(9, 12)):
+        np.testing.assert_array_equal(stored[rows,], whole[rows])
+        for columns in cuts:
+            np.testing.assert_array_equal(stored[rows, columns], whole[rows, columns])
+
+
+def test_every_slice_of_a_quantised_parameter_is_that_of_the_whole(tmp_path):
+    """Query and key, whose rows lie otherwise in the file, among them."""
+    foreign = interop.open_file(write(tmp_path / "m.gguf", tensors_of(), kind="Q8_0"))
+    for key in list(foreign.layout.keys()):
+        whole = foreign.read(key)
+        for start, stop in ((0, 1), (1, 3), (whole.shape[0] - 1, whole.shape[0])):
+            np.testing.assert_array_equal(foreign.read(key, (slice(start, stop),)), whole[start:stop])
+            if whole.ndim > 1:
+                np.testing.assert_array_equal(foreign.read(key, (slice(None), slice(start, stop, 1))), whole[:, start:stop])
+        np.testing.assert_array_equal(foreign.read(key, (slice(0, None, 3),)), whole[::3])
+
+
+def test_no_more_is_dequantised_than_the_slice_asks_for(tmp_path, monkeypatch):
+    foreign = interop.open_file(write(tmp_path / "m.gguf", tensors_of(), kind="Q8_0"))
+    made, true = [], gguf.dequantize
+    monkeypatch.setattr(gguf, "dequantize", lambda rows, kind: made.append(true(rows, kind)) or made[-1])
+    for path, rows in (("embedding/tokens", 3 * WIDTH), ("blocks/attention/query/kernel", WIDTH * WIDTH)):
+        made.clear()
+        foreign.read(Key(path, 0 if "blocks" in path else None), (slice(5, 8),))
+        assert sum(one.size for one in made) == rows  # of a query, whole blocks of 32 columns
+    made.clear()
+    foreign.read(Key("blocks/attention/query/kernel", 0), (slice(None), slice(1, 3)))
+    assert sum(one.size for one in made) == 2 * HEAD_DIM * WIDTH
 
 
 def test_the_table_of_kinds_is_the_librarys():
@@ -252,7 +298,31 @@ def test_a_tensor_too_many_or_too_few(tmp_path):
     with pytest.raises(DataError) as caught:
         interop.open_file(write(tmp_path / "m.gguf", tensors, extra=experts))
     said = str(caught.value)
-    assert "blk.0.ffn_gate_inp.weight: nothing in this" in said and "model.layers.1.mlp.up_proj.weight: missing" in said
+    assert "GGUF's blk.0.ffn_gate_inp.weight: nothing in this" in said and "model.layers.1.mlp.up_proj.weight: missing" in said
+
+
+def test_a_name_of_hugging_faces_means_nothing_here(tmp_path):
+    """Two tensors would be one."""
+    extra = [("lm_head.weight", np.ones((VOCAB, WIDTH), np.float32), gguf.GGMLQuantizationType.F32)]
+    for head in ([], ["lm_head.weight"]):
+        tensors = {name: array for name, array in tensors_of().items() if name not in head}
+        with pytest.raises(DataError, match=r"GGUF's lm_head\.weight: nothing in this architecture is called so"):
+            interop.open_file(write(tmp_path / "m.gguf", tensors, extra=extra))
+
+
+@pytest.mark.parametrize("counts", [(2**17 + 1, 0), (0, 2**17 + 1)])
+def test_more_names_than_any_model_has(tmp_path, counts):
+    """They are not read one by one."""
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, *counts) + bytes(2**17 * 24))
+    with pytest.raises(DataError, match=r"131073.*; 131072 of each at most are read"):
+        File(tmp_path / "m.gguf")
+
+
+def test_more_values_than_any_vocabulary_has(tmp_path, monkeypatch):
+    """In all arrays together."""
+    monkeypatch.setattr(gguf_file, "MAX_ITEMS", 5)
+    with pytest.raises(DataError, match="arrays of 6 values and more; 5 at most are read"):
+        File(write(tmp_path / "m.gguf", tensors_of()))
 
 
 def test_more_layers_than_tensors(tmp_path):
@@ -337,16 +407,30 @@ def test_no_mutation_of_a_file_gives_more_than_an_error(tmp_path):
                 warnings.simplefilter("ignore")  # numbers that are not finite
                 file = File(tmp_path / "m.gguf")
                 for name in file.tensors:
-                    file.read(name)
+                    np.asarray(file.read(name))
                 model = interop.open_file(tmp_path / "m.gguf")
                 for name, (shape, dtype) in model.tensors.stored().items():
-                    found = model.tensors.read(name)
+                    found = np.asarray(model.tensors.read(name))
                     assert (found.shape, found.dtype) == (shape, dtype)
             read += 1
         except DataError as error:
             assert "Try: " in str(error) and len(str(error)) < 6000
             refused += 1
     assert read and refused > 400
+
+
+def test_no_mutation_passes_a_hash_list(tmp_path):
+    """Wherever it is: most of those in the numbers cannot be seen without one."""
+    path = write(tmp_path / "m.gguf", tensors_of(1), kind="Q8_0")
+    (tmp_path / manifest.NAME).write_text(manifest.content(tmp_path))
+    content, draw = path.read_bytes(), random.Random(0)
+    assert sources.open_weights(path).architecture == "LlamaForCausalLM"
+    for _ in range(200):
+        changed, at = bytearray(content), draw.randrange(len(content))
+        changed[at] ^= 1 << draw.randrange(8)
+        path.write_bytes(changed if draw.randrange(4) else changed[:at])
+        with pytest.raises(DataError, match="m.gguf has changed"):
+            sources.open_weights(path)
 
 
 @pytest.mark.slow
@@ -357,7 +441,7 @@ def test_transformers_reads_the_same_numbers(tmp_path, arch):
     utils = pytest.importorskip("transformers.modeling_gguf_pytorch_utils")
     path = write(tmp_path / "m.gguf", tensors_of(arch=arch), arch, kind="Q8_0")
     said = utils.load_gguf_checkpoint(str(path))["config"]
-    foreign = interop.open_model(path).foreign
+    foreign = interop.open_file(path)
     keys = ("model_type", "num_hidden_layers", "hidden_size", "num_key_value_heads", "rope_theta")
     assert [said[key] for key in keys] == [arch, 2, WIDTH, KV_HEADS, foreign.model.rope_theta]
     like = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(said.pop("model_type"), **said))

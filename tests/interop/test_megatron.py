@@ -10,7 +10,7 @@ from megatron_tree import CORE, GATED, GROUPED, LEGACY, OLD, OLDEST, ROWS, Tree,
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError, DataError, MissingInput
 from mtnlg.interop import megatron, megatron_file, megatron_names, megatron_ranks
-from mtnlg.interop.layout import BLOCKS, Layout, Tensor
+from mtnlg.interop.layout import BLOCKS, Layout, Tensor, axes
 
 GRIDS = [(ranks, stages) for ranks in (1, 2, 4) for stages in (1, 2)]
 KINDS = [
@@ -50,6 +50,18 @@ def test_every_version_on_every_grid(model, names, version, ranks, stages):
     foreign = assembled(Tree(model, names, version, ranks, stages), params)
     assert foreign.model == dataclasses.replace(model, num_kv_heads=model.heads[1], head_dim=model.heads[2], d_ff=model.ff_dim)
     assert_same(params_of(foreign), params)
+
+
+@pytest.mark.parametrize("model", [OLD, GATED, GROUPED])
+def test_every_slice_is_a_slice_of_the_whole(model):
+    """Of tensors that are several of ours, and of heads in groups."""
+    foreign = assembled(Tree(model, LEGACY, 3.0, 2, 1))
+    for key in list(foreign.layout.keys()):
+        whole = foreign.read(key)
+        for axis, letter in enumerate(axes(key.path)):
+            for part in (slice(1, 2), slice(1, None, 2), slice(0, 0)) if letter != "2" else ():
+                index = (*[slice(None)] * axis, part)
+                np.testing.assert_array_equal(foreign.read(key, index), whole[index], err_msg=f"{key} {index}")
 
 
 @pytest.mark.parametrize("version", [1.0, 2.0])
