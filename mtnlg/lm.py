@@ -81,9 +81,23 @@ class LanguageModel:
         """For scores of ids, whether they are the likeliest ones, and for batches of them."""
         return Scorer(self.engine)
 
+    @property
+    def seq_len(self) -> int:
+        """Tokens at a time that the model has learnt from."""
+        return self.engine.config.model.seq_len
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """What `generate` goes on from as `complete` does: the text behind what texts begin with, which `tokenizer.encode` leaves out."""
+        return prompt_ids(self.tokenizer, text)
+
     def generate(self, ids: Sequence[int], **sampling) -> list[int]:
-        """The new ids after `ids`, up to the end of the text; `sampling` as in `infer.engine.Request`."""
-        return self.engine.generate([Request(ids, **sampling)], self.tokenizer.end_ids)[0]
+        """The new ids after `ids`, as they are, up to the end of the text.
+
+        sampling: max_new_tokens=64, temperature=0.8 (0: always the likeliest), top_k=0 (all), top_p=0.95, seed=0. Raises ConfigError.
+        """
+        if isinstance(ids, str):
+            raise ConfigError("a text where ids are expected", "ids", "lm.complete(text), or lm.generate(lm.prompt_ids(text))")
+        return self.engine.generate([Request([int(id) for id in ids], **sampling)], self.tokenizer.end_ids)[0]
 
     def score(self, prompt: str, continuation: str) -> float:
         """The log-probability, in nats, of the continuation after the prompt: the sum over its tokens, as `continuations` tells them.

@@ -68,6 +68,8 @@ def pretrain(config: schema.Config, workdir: str, overrides: dict) -> Result:
     """
     same = {name: str(value) for name, value in configs.to_flat(config).items()} | environment.versions()
     timetable.require(config)
+    if config.init.from_ is not None and not checkpoint.whole_steps(pathlib.Path(workdir) / "checkpoints"):
+        pretrained.require_run(config.init.from_)
     same["the pipeline's timetable"] = timetable.digest(config)
     processes.require_same(same, "the same command and the same packages for every process")
     mesh, folder = meshes.make(config.mesh), RunFolder(workdir)
@@ -187,7 +189,8 @@ class Run:
     def headline(self, position: Position) -> str:
         parameters = count.num_params(self.config.model)
         tokens = schedule.final_position(self.config).tokens
-        origin = f"goes on at step {position.step}" if position.step else "starts"
+        begin = f"the weights of {self.config.init.from_}" if self.config.init.from_ else "random weights"
+        origin = f"goes on at step {position.step}" if position.step else f"starts from {begin}"
         if position.step >= self.config.train.num_steps:
             origin = f"was finished at step {position.step} already (a larger --config.train.num_steps goes on)"
         device = jax.devices()[0]

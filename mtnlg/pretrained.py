@@ -11,7 +11,7 @@ import jax
 from mtnlg import checkpoint
 from mtnlg import weights as sources
 from mtnlg.core import schema
-from mtnlg.core.errors import DataError, MissingInput
+from mtnlg.core.errors import ConfigError, DataError, MissingInput
 from mtnlg.core.tree import map_with_path
 from mtnlg.data.tokenizer import Tokenizer
 from mtnlg.interop.foreign import Foreign
@@ -63,6 +63,13 @@ def _load_foreign(foreign: Foreign, config: schema.Config, mesh):
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: foreign.read_stacked(path, index, dtype))
 
     return arrangement.arranged(config, mesh, map_with_path(place, shapes, arrangement.canonical_shardings(config, mesh, shapes)))
+
+
+def require_run(path: str) -> None:
+    """Before anything long is begun for it. Raises MissingInput (nothing is there), ConfigError (another project's model)."""
+    if (kind := sources.kind_of(path)) != "run":
+        cure = f"python -m mtnlg convert --to=run {path} RUN, then --config.init.from=RUN"
+        raise ConfigError(f"training starts from runs, and this is of the kind {kind}: {path}", "--config.init.from", cure)
 
 
 def load_params(step_dir: pathlib.Path, config: schema.Config, mesh, dtype: str | None = None):

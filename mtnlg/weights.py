@@ -83,7 +83,11 @@ def kind_of(path: str | os.PathLike) -> str:
         return "hf"
     if checkpoint.is_here(path):
         return "run"
-    raise MissingInput("there is no model", str(path), WHAT_IS_READ)
+    if not path.exists():
+        raise MissingInput("nothing is there, and nothing is fetched from a hub", str(path), WHAT_IS_READ)
+    files = sorted(path.glob("*.gguf")) if path.is_dir() else []
+    beside = path.is_file() and (path.parent / huggingface.CONFIG).is_file()
+    raise MissingInput("there is no model", str(path), str(files[0]) if files else f"its folder, {path.parent}" if beside else WHAT_IS_READ)
 
 
 def open_weights(path: str | os.PathLike, kind: str | None = None, vocab_size: int | None = None) -> Weights:
@@ -111,7 +115,7 @@ def _open(path: pathlib.Path, kind: str, vocab_size: int | None) -> Weights:
     if kind in ("gguf", "megatron"):
         listed = (path / manifest.NAME).is_file()
         differing = manifest.problems(path, _of_megatron) if listed else manifest.changed(path) if path.is_file() else []
-        refuse(differing, "files differ from the hash list beside them", str(path), "all of it, copied again")
+        refuse(differing, "files differ from the hash list beside them", str(path), manifest.CURE)
     if kind == "megatron":
         from mtnlg.interop import megatron
 

@@ -283,10 +283,21 @@ def test_the_command(folder, tmp_path, capsys):
     assert "parameters" in capsys.readouterr().out
     assert main.main(["convert", "--to=hf", str(tmp_path / "run"), str(tmp_path / "hf")]) == 0
     assert main.main(["ckpt", "verify", str(tmp_path / "run")]) == 0
+    assert main.main(["ckpt", "verify", str(tmp_path / "hf")]) == 0
+    assert main.main(["ckpt", "export", str(tmp_path / "run"), str(tmp_path / "exported")]) == 0
+    assert main.main(["ckpt", "diff", str(tmp_path / "run"), str(tmp_path / "exported")]) == 0
+    assert "no difference" in capsys.readouterr().out
+    assert main.main(["train", "--config=configs/demo.py", f"--config.init.from={folder}", f"--workdir={tmp_path / 'w'}"]) == 2
+    assert "convert --to=run" in capsys.readouterr().err
     assert main.main(["ckpt", "show", str(tmp_path / "run")]) == 0
     assert main.main(["convert", "--to=run", "--vocab_size=7", str(folder), str(tmp_path / "x")]) == 2
     assert main.main(["convert", "--to=run", "--dtype=float16", str(folder), str(tmp_path / "x")]) == 2
     assert main.main(["convert", "--to=run", str(tmp_path / "nothing"), str(tmp_path / "x")]) == 66
+    assert "nothing is there, and nothing is fetched from a hub" in capsys.readouterr().err
+    assert main.main(["convert", "--to=run", str(folder / "config.json"), str(tmp_path / "x")]) == 66
+    assert f"Try: its folder, {folder}" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main.main(["convert", "--to=run", str(tmp_path / "empty"), str(tmp_path / "x")]) == 66
     assert "there is no model" in capsys.readouterr().err
 
 

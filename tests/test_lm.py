@@ -337,7 +337,7 @@ def test_a_damaged_manifest_is_noticed(run):
 
 def test_no_checkpoint(tmp_path):
     assert failure(tmp_path, MissingInput) == f"there is no model ({tmp_path}). Try: {weights.WHAT_IS_READ}"
-    assert "there is no model" in failure(tmp_path / "nowhere", MissingInput)
+    assert "nothing is there" in failure(tmp_path / "nowhere", MissingInput)
 
 
 def test_a_step_without_its_manifest_is_no_checkpoint(run):
@@ -378,3 +378,13 @@ def test_weights_in_float64_ask_for_64_bits(tmp_path):
         write_run(tmp_path, config)
         lm.from_pretrained(tmp_path)
     assert failure(tmp_path, ConfigError).endswith("Try: JAX_ENABLE_X64=1 before the command")
+
+
+def test_prompts_are_ids_and_ids_are_no_text(model):
+    """`generate` after `prompt_ids` writes what `complete` does, of whatever kind the ids are."""
+    ids = model.prompt_ids("the cat")
+    settings = {"max_new_tokens": 6, "temperature": 0}
+    written = model.tokenizer.decode_bytes(model.generate(np.array(ids), **settings)).decode("utf-8", "replace")
+    assert written == model.complete("the cat", **settings)
+    with pytest.raises(ConfigError, match="a text where ids are expected"):
+        model.generate("the cat")

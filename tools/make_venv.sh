@@ -25,8 +25,15 @@ case $version in
     *) list=requirements.txt hashes= ;;
 esac
 
+# So that a script or a notebook anywhere finds `import mtnlg`.
+name_project() {
+    "$venv/bin/python" -c 'import pathlib, sys, sysconfig
+pathlib.Path(sysconfig.get_path("purelib"), "mtnlg.pth").write_text(sys.argv[1] + "\n")' "$PWD"
+}
+
 wanted="python $version, $list $(cksum <"$list")"
 if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/.installed" 2>/dev/null)" = "$wanted" ]; then
+    name_project
     # Touched only if make would ask again: what is installed on top, as torch, is younger than this stamp.
     [ -z "$(find requirements.txt requirements tools -newer "$venv/.installed")" ] || touch "$venv/.installed"
     exit 0
@@ -43,4 +50,5 @@ if [ "$(version_of "$venv/bin/python")" != "$version" ] || ! "$venv/bin/python" 
 fi
 "$venv/bin/python" -m pip install -qq --disable-pip-version-check $hashes -r "$list" ||
     fail "pip could not install $list (see above). Try: the same again, with the network up"
+name_project
 echo "$wanted" >"$venv/.installed"

@@ -63,7 +63,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _answer(model, ids: list[int], settings: dict) -> str:
     """Writes the answer piece by piece and returns it whole. Raises ConfigError."""
-    seq_len = model.engine.config.model.seq_len
+    seq_len = model.seq_len
     room = seq_len - len(ids)
     if room < 1:
         raise ConfigError(f"the conversation has {len(ids)} tokens, and the model reads {seq_len}", "chat", RESET)

@@ -1,7 +1,7 @@
 """Lists, verifies, shows, compares and exports checkpoints.
 
   ls PATH        the checkpoints of a run, with what was set aside
-  verify PATH    every file against its hash; exit code 65 when one is damaged
+  verify PATH    every file against its hash, of an exported folder too; exit code 65 when one is damaged
   show PATH      what a checkpoint holds: its place in the run, config keys, every array; --stats reads them
   diff A B       config keys and arrays in which two checkpoints differ
   export PATH OUT   a run with the weights alone, its config and its tokenizer: what generates, a third of the bytes
@@ -83,7 +83,8 @@ def _verify(options: argparse.Namespace) -> int:
 
     path = pathlib.Path(options.paths[0])
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    steps = [directory / str(step) for step in checkpoint.whole_steps(directory)] or [checkpoint.find(path)]
+    steps = [directory / str(step) for step in checkpoint.whole_steps(directory)]
+    steps = steps or [path if (path / manifest.NAME).is_file() else checkpoint.find(path)]
     is_damaged = False
     for step_dir in tqdm(steps, desc="verify", leave=False, disable=None):
         found = manifest.problems(step_dir)

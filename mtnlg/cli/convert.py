@@ -3,13 +3,14 @@
   run       a run's folder, or one of its checkpoints/STEP: to train, generate and score with
   hf        a folder with config.json and safetensors, for transformers and vLLM: GPT-2, GPT-NeoX, OPT, Llama, Mistral, Qwen2, Qwen3
   gguf      a .gguf file, in only: Llama, Qwen2, Qwen3, quantised or not
-  megatron  Megatron-LM's mp_rank_TT[_PPP]/model_optim_rng.pt, with pip install 'mtnlg[megatron]'
+  megatron  Megatron-LM's mp_rank_TT[_PPP]/model_optim_rng.pt, with pip install -e '.[megatron]'
 
 Layer by layer, so that no model is too large for the memory. Stopped, the same command goes on where it was. OUT appears when all of
 it is there, with a list of its files' hashes.
 """
 
 import argparse
+import sys
 import time
 
 SOURCES, TARGETS = ("run", "hf", "gguf", "megatron"), ("run", "hf", "megatron")
@@ -29,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     dtypes = ("float32", "bfloat16", "float16")
     parser.add_argument("--dtype", choices=dtypes, help="hf, megatron: round numbers to this (default: as they came in)")
     parser.add_argument("--architecture", help="hf: transformers' class (default: the first that can say all of the model)")
-    parser.add_argument("--max_shard_bytes", type=int, help="hf: numbers in one file at most (default: 5000000000)")
+    parser.add_argument(
+        "--max_shard_bytes", type=int, help="hf: numbers in one file at most, but one tensor at least (default: 5000000000)"
+    )
     parser.add_argument("--tensor", type=int, help="megatron: tensor ranks (default: 1)")
     parser.add_argument("--pipe", type=int, help="megatron: pipeline stages (default: 1)")
     impls = ("transformer_engine", "local")
@@ -48,7 +51,11 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     this = convert.identity(opened.where, to=options.to, tokenizer=options.tokenizer, vocab_size=options.vocab_size, **said)
     make = {"run": convert.to_run, "hf": convert.to_hf, "megatron": convert.to_megatron}[options.to]
     names = {"tensor": "num_ranks", "pipe": "num_stages"}
-    make(opened, options.out, this, tokenizer=options.tokenizer, **{names.get(name, name): value for name, value in said.items()})
+    try:
+        make(opened, options.out, this, tokenizer=options.tokenizer, **{names.get(name, name): value for name, value in said.items()})
+    except KeyboardInterrupt:
+        print(f"mtnlg: what is done lies in {options.out}.tmp; the same command goes on from there", file=sys.stderr)
+        raise
     print(f"{options.out}: {weights.num_params(opened.model):,} parameters, {time.monotonic() - started:.1f} s")
     return 0
 

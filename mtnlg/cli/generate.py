@@ -38,6 +38,10 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     settings = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
     pieces = model.stream(prompt, options.stop, **settings)
     first = next(pieces, "")  # a request that cannot be honoured is refused before anything is written
+    known, wanted = model.seq_len, len(model.prompt_ids(prompt)) + options.max_new_tokens
+    if wanted > known:
+        said = f"{wanted} tokens are asked for, and the model has learnt from {known} at a time: what comes after them may be nonsense"
+        print(f"mtnlg: {said}", file=sys.stderr)
     sys.stdout.write(prompt)
     for piece in itertools.chain([first], pieces):
         sys.stdout.write(piece)

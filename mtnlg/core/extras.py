@@ -8,8 +8,10 @@ from mtnlg.core.errors import ConfigError
 
 @contextlib.contextmanager
 def needed(extra: str) -> Iterator[None]:
-    """Around an import of what `pip install 'mtnlg[extra]'` brings. Raises ConfigError when it is not there."""
+    """Around an import of what `pip install -e '.[extra]'` in the project's folder brings. Raises ConfigError when it is not there."""
     try:
         yield
     except ImportError as error:
-        raise ConfigError(f"this needs a library that is not installed: {error.name}", extra, f"pip install 'mtnlg[{extra}]'") from error
+        raise ConfigError(
+            f"this needs a library that is not installed: {error.name}", extra, f"pip install -e '.[{extra}]' in the project's folder"
+        ) from error

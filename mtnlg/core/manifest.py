@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable
 
 NAME = "MANIFEST.json"
+CURE = "all of it, copied again; or, if you have changed it yourself, without MANIFEST.json"
 
 
 def content(directory: pathlib.Path, known: dict[str, dict] | None = None) -> str:

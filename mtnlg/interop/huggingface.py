@@ -54,9 +54,7 @@ def open_folder(path: str | os.PathLike) -> Foreign:
     """
     folder = pathlib.Path(path)
     if (folder / manifest.NAME).is_file():
-        refuse(
-            manifest.problems(folder, _belongs), "files differ from the folder's hash list", str(folder), "the whole folder, copied again"
-        )
+        refuse(manifest.problems(folder, _belongs), "files differ from the folder's hash list", str(folder), manifest.CURE)
     return from_config(read_config(folder), SafetensorsFolder(folder), folder)
 
 

@@ -17,7 +17,7 @@ class Parrot:
 
     def __init__(self, tokenizer):
         self.tokenizer, self.asked = tokenizer, []
-        self.engine = types.SimpleNamespace(config=types.SimpleNamespace(model=types.SimpleNamespace(seq_len=1000)))
+        self.seq_len = 1000
 
     def stream_from(self, ids, **sampling):
         self.asked.append((self.tokenizer.decode(ids), sampling))

@@ -14,6 +14,10 @@ class Echo:
     """A model that says its prompt again, word by word."""
 
     path = asked = None
+    seq_len = 80
+
+    def prompt_ids(self, text):
+        return text.split()
 
     def stream(self, prompt, stop, **sampling):
         self.asked = (prompt, stop, sampling)
@@ -59,3 +63,10 @@ def test_a_reader_that_goes_away_is_no_error(echo, monkeypatch):
     with os.fdopen(writer, "w") as pipe:
         monkeypatch.setattr("sys.stdout", pipe)
         assert main(["generate", "--model=x", "--prompt=a b"]) == 0
+
+
+def test_more_than_the_model_has_learnt_from(echo, capsys):
+    assert main(["generate", "--workdir=runs/x", "--prompt=one two", "--max_new_tokens=78"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["generate", "--workdir=runs/x", "--prompt=one two", "--max_new_tokens=79"]) == 0
+    assert "81 tokens are asked for, and the model has learnt from 80" in capsys.readouterr().err

@@ -82,5 +82,5 @@ def test_a_document_that_a_step_cannot_digest_is_set_aside(corpus, tmp_path):
 
 def test_without_datatrove_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "datatrove.utils.stats", None)
-    with pytest.raises(ConfigError, match=r"not installed.*pip install 'mtnlg\[datatrove\]'"):
+    with pytest.raises(ConfigError, match=r"not installed.*pip install -e '\.\[datatrove\]'"):
         datatrove.Step("clean", Clean().step)

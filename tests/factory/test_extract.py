@@ -170,7 +170,7 @@ def test_a_data_set_that_cannot_be_had(fake_hub, tmp_path):
 
 def test_without_the_library_of_the_hub(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ConfigError, match=r"pip install 'mtnlg\[hub\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[hub\]'"):
         run("extract", "hf:owner/stories", tmp_path / "out")
 
 

@@ -375,7 +375,7 @@ def test_without_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "mp_rank_00").mkdir()
     (tmp_path / "mp_rank_00" / "model_optim_rng.pt").touch()
-    with pytest.raises(ConfigError, match=r"torch \(megatron\)\. Try: pip install 'mtnlg\[megatron\]'"):
+    with pytest.raises(ConfigError, match=r"torch \(megatron\)\. Try: pip install -e '\.\[megatron\]'"):
         megatron.open_folder(tmp_path)
     params, layout = random_params(OLD), megatron.layout_for(OLD, 1, 1)
     with pytest.raises(ConfigError, match="megatron"):
