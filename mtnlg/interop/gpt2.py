@@ -12,6 +12,9 @@ def read(settings: Settings) -> schema.Model:
     settings.require("scale_attn_weights", True, "scores are divided by the root of a head's width")
     settings.require("scale_attn_by_inverse_layer_idx", False, "scores are not divided by the layer's number")
     settings.require("add_cross_attention", False, "there is no encoder to look at")
+    dropout = settings.rate("resid_pdrop", 0.1)
+    if settings.rate("embd_pdrop", 0.1) != dropout:
+        settings.refuse("embd_pdrop", f"the embedding has the dropout of the blocks, and resid_pdrop is {dropout}")
     return schema.Model(
         num_layers=settings.count("n_layer", 12),
         d_model=settings.count("n_embd", 768),
@@ -23,6 +26,8 @@ def read(settings: Settings) -> schema.Model:
         activation=settings.word("activation_function", "gelu_new", GELU),
         tie_embeddings=settings.flag("tie_word_embeddings", True),
         init_std=settings.number("initializer_range", 0.02),
+        dropout_hidden=dropout,
+        dropout_attention=settings.rate("attn_pdrop", 0.1),
     )
 
 

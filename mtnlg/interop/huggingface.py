@@ -91,45 +91,48 @@ def from_config(config: dict[str, Any], tensors: Tensors, text_folder: pathlib.P
     refuse(settings.problems, f"{name} cannot be honoured as its config.json has it", tensors.where, "a model without these settings")
     whole = dataclasses.replace(schema.Config(), model=model)
     refuse(validate.model_problems(whole), f"config.json of {name} contradicts itself", tensors.where, "the folder, copied again")
+    num_tensors = len(tensors.stored())
+    if model.num_layers > num_tensors:  # before a list with all of them is made
+        what = f"config.json of {name} has {model.num_layers} layers, and {num_tensors} tensors are there"
+        raise DataError(what, tensors.where, "the whole folder, copied again")
     layout = Layout(model, architecture.tensors(model))
-    tensors = Renamed(tensors, layout, architecture)
+    shapes = layout.shapes()
+    tensors = Renamed(tensors, layout, shapes, architecture)
     stored = tensors.stored()
-    refuse(
-        problems(stored, layout.shapes(), tensors.ignored()), f"not the tensors of {name}", tensors.where, "the whole folder, copied again"
-    )
-    dtypes = {stored[tensor].dtype for tensor in layout.shapes()}
+    refuse(problems(stored, shapes, tensors.ignored()), f"not the tensors of {name}", tensors.where, "the whole folder, copied again")
+    dtypes = {stored[tensor].dtype for tensor in shapes}
     return Foreign(model, layout, tensors, functools.reduce(np.promote_types, dtypes), name, text_folder)
 
 
 def _architecture(config: dict[str, Any], where: str) -> tuple[str, Architecture]:
-    named = config.get("architectures")
+    named, kind = config.get("architectures"), config.get("model_type")
     named = [named] if isinstance(named, str) else named if isinstance(named, list) else []
+    headless = [name for name in named if isinstance(name, str) and name.endswith("Model")]  # a file without its head, as GPT2Model's
     for name, architecture in ARCHITECTURES.items():
-        if name in named or (not named and config.get("model_type") == architecture.model_type):
+        if name in named or ((headless or not named) and kind == architecture.model_type):
+            if kind not in (None, architecture.model_type):
+                what = f"config.json says {name}, and that model_type is {kind!r}"
+                raise DataError(what, where, f'"model_type": "{architecture.model_type}" in config.json, if it is one')
             return name, architecture
-    by_type = {architecture.model_type: name for name, architecture in ARCHITECTURES.items()}
-    base = [name for name in named if isinstance(name, str) and name.endswith("Model")]
-    if base and config.get("model_type") in by_type:  # a file without its head, as that of GPT2Model
-        return by_type[config["model_type"]], ARCHITECTURES[by_type[config["model_type"]]]
-    what = f"the architecture {', '.join(map(str, named)) or config.get('model_type')} is not known"
+    what = f"the architecture {', '.join(map(str, named)) or kind} is not known"
     raise DataError(what, where, f"one of {', '.join(ARCHITECTURES)}")
 
 
 class Renamed:
     """Tensors by the architecture's own names, of a file that may leave out the prefix that all but the head have."""
 
-    def __init__(self, tensors: Tensors, layout: Layout, architecture: Architecture):
+    def __init__(self, tensors: Tensors, layout: Layout, shapes: dict[str, tuple[int, ...]], architecture: Architecture):
         self._tensors, self.where, self._buffers = tensors, tensors.where, architecture.buffers
         there = tensors.stored()
         short = not any(name.startswith(architecture.base) for name in there)
-        heads = {name for name in layout.shapes() if not name.startswith(architecture.base)} | {"lm_head.weight"}
+        heads = {name for name in shapes if not name.startswith(architecture.base)} | {"lm_head.weight"}
         self._names = {(architecture.base + name if short and name not in heads else name): name for name in there}
-        self._tied = self._head_again(layout)
+        self._tied = self._head_again(layout, shapes)
 
-    def _head_again(self, layout: Layout) -> str | None:
+    def _head_again(self, layout: Layout, shapes: dict[str, tuple[int, ...]]) -> str | None:
         """A head that a tied model has once more. Raises DataError when it is not the embedding."""
         head = next((name for name in ("lm_head.weight", "embed_out.weight") if name in self._names), None)
-        if head is None or head in layout.shapes():
+        if head is None or head in shapes:
             return None
         embedding = layout.tensors_of("embedding/tokens")[0].name
         if embedding in self._names and not self._same(embedding, head):

@@ -11,9 +11,13 @@ from mtnlg.interop.settings import Settings, written_rope
 
 
 def _read(settings: Settings, default_groups: int | None, **options) -> schema.Model:
-    """What all of them share. default_groups: of a config that does not say it; None: as many as query heads."""
+    """What all of them share. default_groups: of a config without the key; None, and null in a config: as many as query heads."""
     num_heads = settings.count("num_attention_heads")
+    default_groups = None if "num_key_value_heads" in settings.config else default_groups
     settings.word("hidden_act", "silu", {"silu": "swiglu"})
+    rope = settings.rope()
+    if rope["rope_fraction"] != 1:
+        settings.problems.append(f"partial_rotary_factor is {rope['rope_fraction']}: every head rotates as a whole")
     return schema.Model(
         num_layers=settings.count("num_hidden_layers"),
         d_model=settings.count("hidden_size"),
@@ -27,7 +31,8 @@ def _read(settings: Settings, default_groups: int | None, **options) -> schema.M
         bias_norm=False,
         tie_embeddings=settings.flag("tie_word_embeddings", False),
         init_std=settings.number("initializer_range", 0.02),
-        **settings.rope(),
+        dropout_attention=settings.rate("attention_dropout", 0.0),
+        **rope,
         **options,
     )
 

@@ -25,6 +25,8 @@ def read(settings: Settings) -> schema.Model:
         parallel_residual=settings.flag("use_parallel_residual", True),
         tie_embeddings=settings.flag("tie_word_embeddings", False),
         init_std=settings.number("initializer_range", 0.02),
+        dropout_hidden=settings.rate("hidden_dropout", 0.0),
+        dropout_attention=settings.rate("attention_dropout", 0.0),
         **settings.rope("rotary_emb_base", "rotary_pct", 0.25),
     )
 

@@ -10,10 +10,11 @@ OFFSET = 2
 
 
 def read(settings: Settings) -> schema.Model:
-    """config.json of OPTForCausalLM."""
+    """config.json of OPTForCausalLM. Its dropout leaves the embedding alone; ours has the same rate there."""
     settings.require("do_layer_norm_before", True, "norms lie before attention and feed-forward")
     settings.require("_remove_final_layer_norm", False, "the last norm is always there")
     settings.require("layer_norm_elementwise_affine", True, "norms have scales")
+    settings.require("layerdrop", 0, "no layer is left out")
     width = settings.count("hidden_size", 768)
     settings.require("word_embed_proj_dim", width, "the embedding is as wide as the model")
     biases = settings.flag("enable_bias", True)
@@ -31,6 +32,8 @@ def read(settings: Settings) -> schema.Model:
         bias_mlp=biases,
         tie_embeddings=settings.flag("tie_word_embeddings", True),
         init_std=settings.number("init_std", 0.02),
+        dropout_hidden=settings.rate("dropout", 0.1),
+        dropout_attention=settings.rate("attention_dropout", 0.0),
     )
 
 

@@ -15,6 +15,8 @@ class Settings:
         self.config, self.problems = config, []
         if config.get("quantization_config"):
             self.refuse("quantization_config", "quantised weights")
+        if config.get("is_causal", True) is not True:
+            self.refuse("is_causal", "a token never sees what is behind it")
 
     def count(self, key: str, default: int | None = None) -> int:
         """A whole number of at least 1."""
@@ -31,6 +33,14 @@ class Settings:
     def number(self, key: str, default: float) -> float:
         """A number above 0."""
         return self._number(key, self._get(key, default))
+
+    def rate(self, key: str, default: float) -> float:
+        """Of dropout, at least 0 and below 1."""
+        value = self._get(key, default)
+        if type(value) not in (int, float) or not 0 <= value < 1:
+            self.refuse(key, "a number of at least 0 and below 1 is wanted")
+            return 0.0
+        return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
         value = self._get(key, default)
@@ -56,9 +66,12 @@ class Settings:
 
     def rope(self, theta_key: str = "rope_theta", fraction_key: str = "partial_rotary_factor", fraction: float = 1.0) -> dict[str, Any]:
         """Rotary positions as keys of schema.Model: those of `rope_parameters` (transformers 5), or of the older keys."""
-        given = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
-        if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
-            self.refuse("rope_parameters", "an object is wanted")
+        named = [key for key in ("rope_scaling", "rope_parameters") if self.config.get(key)]
+        given = self.config[named[0]] if named else {}
+        if len(named) == 2 and given != self.config["rope_parameters"]:
+            self.refuse("rope_scaling", "rope_parameters says something else")
+        if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
+            self.refuse(named[0], "an object is wanted, one for all layers")
             given = {}
         theta = given.get("rope_theta", self._get(theta_key, 10000.0))
         share = given.get("partial_rotary_factor", self._get(fraction_key, fraction))
@@ -73,26 +86,31 @@ class Settings:
         if kind == "llama3":
             for ours, theirs in (("rope_low_freq_factor", "low_freq_factor"), ("rope_high_freq_factor", "high_freq_factor")):
                 found[ours] = self._number(f"rope_scaling.{theirs}", given.get(theirs))
-            length = self._number("rope_scaling.original_max_position_embeddings", given.get("original_max_position_embeddings"))
-            found["rope_original_seq_len"] = int(length)
+            key = "original_max_position_embeddings"
+            found["rope_original_seq_len"] = int(self._number(f"rope_scaling.{key}", given.get(key)))
+            if self.config.get(key, given.get(key)) != given.get(key):
+                self.refuse(key, "rope_scaling says something else")
         return found
 
     def window(self, num_layers: int) -> int | None:
         """Qwen's sliding window, which every layer or none must have."""
+        there = self.flag("use_sliding_window", False) and self.config.get("sliding_window", 4096) is not None
         kinds = self.config.get("layer_types")
         if kinds is not None:
-            if kinds and set(kinds) == {"full_attention"}:
-                return None
-            if kinds and set(kinds) == {"sliding_attention"}:
-                return self.count("sliding_window")
-            self.refuse("layer_types", "every layer has the same window, or none has")
+            if not isinstance(kinds, list) or len(kinds) != num_layers or set(kinds) not in ({"full_attention"}, {"sliding_attention"}):
+                self.refuse("layer_types", "every layer has the same window, or none has")
+            elif kinds[0] == "sliding_attention" and not there:
+                self.refuse("layer_types", "use_sliding_window and sliding_window say that there is no window")
+            elif kinds[0] == "sliding_attention":
+                return self.count("sliding_window", 4096)
             return None
-        if not self.flag("use_sliding_window", False) or self.config.get("sliding_window", 4096) is None:
+        if not there:
             return None
         first = self._get("max_window_layers", 28)
         if type(first) is not int or 0 < first < num_layers:
             self.refuse("max_window_layers", "every layer has the same window, or none has")
-        return self.count("sliding_window", 4096) if first == 0 else None
+            return None
+        return self.count("sliding_window", 4096) if first <= 0 else None
 
     def _get(self, key: str, default):
         value = self.config.get(key)
