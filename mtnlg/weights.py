@@ -54,7 +54,7 @@ class RunWeights:
         self.where, self.meta = str(step_dir), checkpoint.meta(step_dir)
         self.config = _stored_config(self.meta, step_dir)
         self.model, self.architecture = self.config.model, self.meta.get("architecture")
-        self.dtype = DTYPES[self.meta.get("dtype", "float32")]
+        self.dtype = DTYPES.get(self.meta.get("dtype"), DTYPES["float32"])
         self.text_fields, self.text_folder = None, step_dir.parent.parent / "tokenizer"
         self._reader = layered.LayerReader(step_dir)
 

@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from runs import arrays, losses, require_same
 
 from mtnlg import checkpoint, lm, pretrain
 from mtnlg.core import files, manifest, schema
@@ -16,7 +17,6 @@ from mtnlg.core.errors import CannotWrite, ConfigError, DataError, NumericalErro
 from mtnlg.parallel import mesh as meshes
 from mtnlg.run import metrics
 from mtnlg.train import state as states
-from runs import arrays, losses, require_same
 
 
 @pytest.fixture(scope="module")
