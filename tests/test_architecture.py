@@ -35,6 +35,7 @@ ALLOWED = {
 }
 ALLOWED["lm"] = {"pretrained", "infer", "pipeline", "spmd", *ALLOWED["pretrained"]}
 ALLOWED["pretrain"] = {"lm", "corpus", "train", "run", *ALLOWED["lm"]}
+ALLOWED["serve"] = {"lm", *ALLOWED["lm"]}
 ALLOWED["cli"] = set(ALLOWED)
 # Libraries that live in one room: name -> the rooms that may import them directly.
 HOMES = {
@@ -47,6 +48,10 @@ HOMES = {
     "tiktoken": {"data"},
     "gguf": {"interop"},
     "jinja2": {"data"},
+    "starlette": {"serve"},
+    "uvicorn": {"serve"},
+    "h11": {"serve"},
+    "prometheus_client": {"serve"},
     "ml_collections": {"core"},
     "safetensors": {"interop"},
     "torch": {"interop"},
@@ -62,6 +67,7 @@ HOMES = {
 }
 NO_JAX = tuple(f"core.{name}" for name in ("schema", "config", "errors", "validate", "files", "lock", "extras"))
 NO_JAX += ("core.manifest", "data", "corpus", "factory", "interop", "run", "launch", "cli")
+NO_JAX += ("infer.request", "serve.writer")
 NO_JAX += tuple(f"parallel.{name}" for name in ("table", "orders", "greedy", "schedule", "schedule_file", "lockstep", "program"))
 MAX_LINES = 400
 
