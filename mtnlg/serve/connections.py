@@ -49,6 +49,13 @@ class _Connection(H11Protocol):
             if timer is not None:
                 timer.cancel()
 
+    def shutdown(self) -> None:
+        """When the server ends: a request that has not arrived yet is not waited for."""
+        if self._phase == "body":
+            self._refuse(refusal.ending())
+        else:
+            super().shutdown()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._stalled = self.loop.call_later(self.limits.write_secs, self.transport.abort)
@@ -96,9 +103,9 @@ class _Connection(H11Protocol):
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = refused.body()
             headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+            answer = h11.Response(status_code=refused.status, headers=headers), h11.Data(data=body), h11.EndOfMessage()
             with contextlib.suppress(h11.LocalProtocolError):  # a body after HEAD
-                for event in (h11.Response(status_code=refused.status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
-                    self.transport.write(self.conn.send(event))
+                self.transport.write(b"".join(map(self.conn.send, answer)))
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()

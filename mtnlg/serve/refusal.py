@@ -33,6 +33,10 @@ def busy() -> Refusal:
     return Refusal(429, "the server has as much to write as it takes on; try again", "rate_limit_exceeded", retry_secs=1)
 
 
+def ending() -> Refusal:
+    return Refusal(503, "the server is ending", "unavailable", retry_secs=1)
+
+
 def of(error: MtnlgError) -> Refusal:
     """What a client hears of an error of ours: what is wrong, but not where, which may be a path."""
     if isinstance(error, (ConfigError, DataError)):

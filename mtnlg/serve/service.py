@@ -23,7 +23,7 @@ class Service:
         self.writer: Writer | None = None
         self.draining = False
         self._queues: set[asyncio.Queue] = set()
-        self._num_calls = 0
+        self._calls: set[asyncio.Future] = set()
         self._readers = ThreadPoolExecutor(_READERS, "read")
         self._callers = ThreadPoolExecutor(_CALLERS, "call")
 
@@ -34,7 +34,7 @@ class Service:
     def at_work(self) -> Writer:
         """Raises Refusal while the model is loading, and when the server ends."""
         if self.draining:
-            raise Refusal(503, "the server is ending", "unavailable", retry_secs=self.limits.grace_secs)
+            raise refusal.ending()
         if self.writer is None:
             raise Refusal(503, "the model is still loading", "loading", retry_secs=5)
         return self.writer
@@ -46,10 +46,10 @@ class Service:
 
     async def call(self, function: Callable, *arguments):
         """A call that blocks until the model has answered. Raises Refusal, also when too many wait already."""
-        if self._num_calls >= self.limits.queue:
+        if len(self._calls) >= self.limits.queue:
             raise refusal.busy()
         future = asyncio.get_running_loop().run_in_executor(self._callers, function, *arguments)
-        self._num_calls += 1
+        self._calls.add(future)
         future.add_done_callback(self._called)
         try:
             return await asyncio.shield(future)
@@ -57,9 +57,13 @@ class Service:
             raise refusal.busy() from None
         except MtnlgError as error:
             raise refusal.of(error) from error
+        except asyncio.CancelledError:
+            if future.cancelled():
+                raise refusal.ending() from None
+            raise
 
     def _called(self, future: asyncio.Future) -> None:
-        self._num_calls -= 1
+        self._calls.discard(future)
         if not future.cancelled():
             future.exception()  # of a call that nobody waits for any more
 
@@ -74,6 +78,8 @@ class Service:
         """Tells everything under way that the server's time is up."""
         for queue in self._queues:
             queue.put_nowait(Failed(TemporaryFailure("the server is ending")))
+        for call in [*self._calls]:
+            call.cancel()
 
     def close(self, timeout_secs: float) -> None:
         """Lets the model and the threads go."""

@@ -1,9 +1,10 @@
 """A server for tests, in a thread of this process, with a fake writer."""
 
 import contextlib
+import functools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import httpx
@@ -24,6 +25,7 @@ class Running:
     writer: FakeWriter | None
     service: Service
     http: httpx.Client
+    stop: Callable[[], None]
 
 
 @contextlib.contextmanager
@@ -35,6 +37,7 @@ def running(writer: FakeWriter | None = None, keys=(), limits: Limits = Limits()
     started = threading.Event()
     server = run.Server(run._config(gate, limits), service, started.set)
     listener = run._bind("127.0.0.1", 0)
+    stop = functools.partial(setattr, server, "should_exit", True)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     assert started.wait(10)
@@ -44,9 +47,9 @@ def running(writer: FakeWriter | None = None, keys=(), limits: Limits = Limits()
         with httpx.Client(
             base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=20, limits=httpx.Limits(max_connections=None)
         ) as http:
-            yield Running(f"http://127.0.0.1:{port}", port, writer, service, http)
+            yield Running(f"http://127.0.0.1:{port}", port, writer, service, http, stop)
     finally:
-        server.should_exit = True
+        stop()
         thread.join()
         service.close(1.0)
 

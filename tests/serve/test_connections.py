@@ -28,12 +28,12 @@ def test_a_header_has_to_arrive(server):
     with raw.connection(server.port) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n")
         sock.settimeout(0.1)
-        answer = None
-        while answer is None:
+        answer = b""
+        while not answer:
             sock.sendall(b"x-drip: 1\r\n")
             with contextlib.suppress(TimeoutError):
                 answer = sock.recv(4096)
-        assert raw.refusal_of(answer)[0] == 408 and raw.read_all(sock) == b""
+        assert raw.refusal_of(answer + raw.read_all(sock))[0] == 408
     assert 0.9 < time.monotonic() - begin < 2
 
 
@@ -73,7 +73,7 @@ def test_a_slow_answer_is_no_slow_request():
         assert server.http.post("/v1/completions", json={**ASKED, "max_tokens": 18}).status_code == 200
 
 
-@pytest.mark.parametrize("num_bytes", [17_000, 300_000])
+@pytest.mark.parametrize("num_bytes", [17_000, 300_000, 3_000_000])
 def test_a_long_header_is_refused(server, num_bytes):
     with raw.connection(server.port) as sock:
         sock.sendall(raw.head("GET", "/", "connection: close", "x-long: " + "x" * num_bytes))

@@ -61,7 +61,7 @@ def test_what_can_end_in_time_does_and_the_rest_is_told(number):
         assert until(lambda: not accepts(port))
         for thread in threads:
             thread.join()
-        assert child.wait(10) == 0 and 2.5 < time.monotonic() - begin < 3.5
+        assert child.wait(10) == 0 and 2.5 < time.monotonic() - begin < 4  # with the end of the process, on a busy machine
         assert child.stderr.read() == ""
     assert short[-1] == "[DONE]" and len(short) > 10
     assert json.loads(long[-1])["error"]["code"] == "unavailable" and "[DONE]" not in long and len(long) > 60

@@ -67,7 +67,24 @@ def test_a_score_that_takes_too_long():
         assert response.status_code == 504
         # Nobody waits for it any more, but it still goes on: it counts.
         assert server.http.post("/v1/completions", json={**ASKED, "echo": True, "logprobs": 0}).status_code == 429
-        assert until(lambda: not server.service._num_calls)
+        assert until(lambda: not server.service._calls)
+
+
+def test_when_the_server_ends_scores_are_not_waited_for():
+    class Slow(FakeWriter):
+        def score(self, ids, num_likeliest):
+            time.sleep(2)
+            return super().score(ids, num_likeliest)
+
+    answers = []
+    with running(Slow(), limits=Limits(grace_secs=1)) as server:
+        asked = {**ASKED, "echo": True, "logprobs": 0}
+        thread = threading.Thread(target=lambda: answers.append(server.http.post("/v1/completions", json=asked)))
+        thread.start()
+        assert until(lambda: server.service._calls)
+        server.stop()
+        thread.join()
+    assert answers[0].status_code == 503 and answers[0].json()["error"]["code"] == "unavailable"
 
 
 @pytest.mark.parametrize(
