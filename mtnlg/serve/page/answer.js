@@ -102,7 +102,7 @@ export class Answer {
 // A failure as one line.
 export function reason({ status, message }) {
   if (status === "unreachable" || status === "broken") return say(status);
-  return [429, 503, 504].includes(status) ? say(`failed_${status}`) : say("failed", message);
+  return [401, 429, 503, 504].includes(status) ? say(`failed_${status}`) : say("failed", message);
 }
 
 function show(element, text) {

@@ -7,7 +7,8 @@ import { Settings } from "./settings.js";
 import { make, sayAll, switchLanguage } from "./words.js";
 
 const COPIED_MS = 1500;
-const NEAR_PX = 120;
+const RETRY_MS = 2000;
+const NEAR_PX = 120; // of the end: then the page follows the text
 
 const $ = (id) => document.getElementById(id);
 const settings = new Settings($("rows"));
@@ -22,14 +23,16 @@ let running = null; // the AbortController of the answer being written
 
 async function send() {
   const question = $("prompt").value;
-  if (running || !model || !settings.isValid() || !(question.trim() || mode === "complete")) return;
+  if (!model) return meet();
+  if (running || !settings.isValid() || !(question.trim() || mode === "complete")) return;
   if (mode === "chat") $("prompt").value = "";
   else dropTurn();
   await answer(addTurn(question));
 }
 
 function addTurn(question) {
-  const asked = make("div", { className: "question" }, make("h3", { className: "unseen", say: "you" }), make("p", { textContent: question }));
+  const heading = make("h3", { className: "unseen", say: "you" });
+  const asked = make("div", { className: "question" }, heading, make("p", { textContent: question }));
   const turn = { question, answer: null, element: make("div", { className: "turn" }, asked) };
   talks[mode].turns.push(turn);
   $(mode).append(turn.element);
@@ -130,7 +133,7 @@ function tools(turn) {
     refresh();
     $("prompt").focus();
   });
-  copy.disabled = !turn.answer.text;
+  copy.disabled = !turn.answer.text || !navigator.clipboard; // which browsers have on https and on this machine only
   return make("div", { className: "tools" }, copy, again, ...(mode === "chat" ? [edit] : []));
 }
 
@@ -160,9 +163,12 @@ async function meet() {
     if (failure.status === 401) return askForKey(Boolean(key.get()));
     $("trouble").textContent = reason(failure);
     $("trouble").hidden = false;
+    setTimeout(meet, RETRY_MS);
     return;
   }
   $("model").textContent = model.id;
+  document.title = `${model.id} · mtnlg`;
+  settings.fitTo(model.context);
   $("why").hidden = model.can_chat !== false;
   if (model.can_chat === false) mode = "complete";
   refresh();

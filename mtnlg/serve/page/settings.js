@@ -21,11 +21,19 @@ export class Settings {
 
   constructor(form) {
     this.#form = form;
-    form.replaceChildren(...ROWS.map(row), make("label", { className: "tick" }, make("input", { type: "checkbox", name: "slide" }), make("span", { say: "slide" })));
+    const slide = [make("input", { type: "checkbox", name: "slide" }), make("span", { say: "slide" })];
+    form.replaceChildren(...ROWS.map(row), make("label", { className: "tick" }, ...slide));
   }
 
   showFor(mode) {
     for (const { name, chatOnly } of ROWS) if (chatOnly) this.#form.elements[name].closest(".row").hidden = mode !== "chat";
+  }
+
+  // context: tokens of a prompt and its answer together; the answer gets half of it at first, or less.
+  fitTo(context) {
+    const { max_tokens } = this.#form.elements;
+    max_tokens.max = context - 1;
+    max_tokens.value = Math.min(max_tokens.value, Math.ceil(context / 2));
   }
 
   // Whether every value can be sent; otherwise the browser says which one cannot.

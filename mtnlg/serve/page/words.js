@@ -51,7 +51,10 @@ const WORDS = {
   seed: ["Seed", "随机种子"],
   seed_why: ["The same number gives the same answer again; empty: another each time.", "相同的数得到相同的回答；留空则每次不同。"],
   stop_texts: ["Stop at", "停止文本"],
-  stop_texts_why: ["One text a line, up to four; the answer ends before it. \\n is a line break.", "每行一个，最多四个；回答在其之前结束。\\n 表示换行。"],
+  stop_texts_why: [
+    "One text a line, up to four; the answer ends before it. \\n is a line break.",
+    "每行一个，最多四个；回答在其之前结束。\\n 表示换行。",
+  ],
   truncate: ["Too long a prompt", "提示过长时"],
   truncate_why: ["What to do when it does not fit the model. What was cut is always told.", "放不进模型时怎么办。删去的部分总会说明。"],
   truncate_error: ["say so", "报错"],
