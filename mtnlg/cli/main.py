@@ -13,6 +13,7 @@ VERBS = {
     "train": "pretrain a model; started again with the same --workdir it goes on",
     "generate": "continue a prompt with a trained model",
     "chat": "talk with a trained model that has a chat template",
+    "serve": "answer over HTTP, as OpenAI's API, with a page in the browser",
     "config": "print, explain and compare configs",
     "plan": "what lies where on a mesh, every collective of a step, and pipeline schedules as pictures",
     "launch": "start a training job in several processes",

@@ -28,7 +28,7 @@ class Request(NamedTuple):
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = {}  # noqa: RUF012, never written to
+    logit_bias: Mapping[int, float] = {}
     seed: int = 0
     stop_ids: frozenset[int] = frozenset()
     num_likeliest: int | None = None

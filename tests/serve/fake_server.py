@@ -1,0 +1,45 @@
+"""The real server with a writer that has no model: `python -m tests.serve.fake_server --port=8000 [--key=...] [--step_secs=0.03]`.
+
+For work on the page and for tests that end a server. --no_chat: a model without a chat template; --load_secs: how long it loads.
+"""
+
+import argparse
+import sys
+import time
+
+from mtnlg.core.errors import MtnlgError
+from mtnlg.serve.limits import Limits, meanings
+from mtnlg.serve.run import serve
+from tests.serve.fake_writer import FakeWriter
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--key")
+    parser.add_argument("--step_secs", type=float, default=0.03)
+    parser.add_argument("--load_secs", type=float, default=0.0)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--no_chat", action="store_true")
+    for name, default, _ in meanings():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args()
+    limits = Limits(**{name: getattr(options, name) for name, _, _ in meanings()})
+
+    def make_writer() -> FakeWriter:
+        time.sleep(options.load_secs)
+        return FakeWriter(options.context, options.rows, limits.queue, options.step_secs, not options.no_chat)
+
+    keys = (options.key.encode(),) if options.key else ()
+    try:
+        serve(make_writer, options.host, options.port, keys, limits, lambda address: print(address, flush=True))
+    except MtnlgError as error:
+        print(f"mtnlg: error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
