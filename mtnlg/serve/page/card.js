@@ -18,7 +18,10 @@ export class Card {
     this.hide();
     this.#anchor = anchor;
     anchor.setAttribute("aria-describedby", this.#element.id);
-    this.#element.replaceChildren(...tokens.flatMap(described));
+    const together = Math.exp(tokens.reduce((sum, { logprob }) => sum + logprob, 0));
+    const text = visible(tokens.flatMap(({ bytes }) => [...bytes]));
+    const head = make("p", {}, make("code", { textContent: text }), make("b", { textContent: percent(together) }));
+    this.#element.replaceChildren(head, ...tokens.map(bars));
     this.#element.hidden = false;
     this.follow();
   }
@@ -40,14 +43,11 @@ export class Card {
   }
 }
 
-function described({ bytes, logprob, likeliest }) {
+function bars({ bytes, logprob, likeliest }) {
   const text = visible(bytes);
   const rows = (likeliest ?? []).map((other) => [visible(other.bytes), Math.exp(other.logprob), same(other.bytes, bytes)]);
   if (!rows.some(([, , chosen]) => chosen)) rows.push([text, Math.exp(logprob), true]);
-  return [
-    make("p", {}, make("code", { textContent: text }), make("b", { textContent: percent(Math.exp(logprob)) })),
-    make("ul", {}, ...rows.map(bar)),
-  ];
+  return make("ul", {}, ...rows.map(bar));
 }
 
 function bar([text, probability, chosen]) {
@@ -68,5 +68,6 @@ function visible(bytes) {
 
 function percent(probability) {
   if (probability < 1e-4) return `< ${percent(1e-4)}`;
-  return probability.toLocaleString(language(), { style: "percent", maximumFractionDigits: probability < 0.1 ? 2 : 0 });
+  const digits = probability < 0.01 ? 2 : probability < 0.1 ? 1 : 0;
+  return probability.toLocaleString(language(), { style: "percent", maximumFractionDigits: digits });
 }
