@@ -10,7 +10,7 @@ from mtnlg.serve.writer import Delta, Job, Load, Piece
 TEXT = (
     "The sea rises twice a day because the Earth turns beneath two bulges of water. The Moon pulls up one of them; "
     "the other stays behind on the far side, where its pull is weakest.\n\n"
-    "月亮离我们越近，潮水涨得越高。👩‍🚀 <img src=x onerror=alert(1)> Sun and Moon together make the spring tides."
+    "月亮离我们越近，潮水涨得越高。👩‍🚀 Sun and Moon together make the spring tides."
 )
 _LIKELY = (0.99, 0.97, 0.93, 0.99, 0.86, 0.71, 0.98, 0.42, 0.95, 0.08)
 OTHERS = (" the", " a", ",", " and", "\n", " of")

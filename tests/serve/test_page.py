@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import re
 
 import pytest
@@ -69,6 +70,14 @@ def ask(page, question="Why are there two tides a day?", until_done=True):
         page.wait_for_selector(".tools")
 
 
+def events(*chunks):
+    return "".join(f"data: {chunk if isinstance(chunk, str) else json.dumps(chunk)}\n\n" for chunk in chunks)
+
+
+def chunk(text, **more):
+    return {"choices": [{"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": None}], **more}
+
+
 def tool(page, name):
     return page.locator(".tools").get_by_text(name, exact=True)
 
@@ -121,11 +130,20 @@ def test_streams_an_answer(opened, writer):
     assert re.search(rf"^{writer.num_tokens} tokens · [\d.]+ tokens/s · first after [\d.]+ s · seed \d+$", status), status
 
 
-def test_text_of_the_model_stays_text(opened):
-    assert "<img src=x onerror=" in TEXT
+@pytest.mark.parametrize("with_tokens", [True, False])
+def test_text_of_the_model_stays_text(opened, with_tokens):
     page = opened()
+    tag = "<img src=x onerror=alert(1)>"
+    token = {"token": tag, "bytes": list(tag.encode()), "logprob": -1.0}
+    told = chunk(tag)
+    if with_tokens:
+        told["choices"][0]["logprobs"] = {"content": [{**token, "top_logprobs": [token]}]}
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=events(told, "[DONE]"), content_type="text/event-stream"))
     ask(page, "<b>bold</b>")
-    assert page.locator("#talk :is(img, b)").count() == 0
+    page.locator(".text span").hover()
+    assert page.locator("#card").is_visible() == with_tokens
+    assert page.locator(":is(#talk, #card) img, .question b").count() == 0
+    assert answer_text(page) == tag
     assert page.text_content(".question p") == "<b>bold</b>"
 
 
@@ -206,7 +224,7 @@ def test_hover_shows_what_was_likely(opened, writer):
     assert card.locator("li").count() == 5
     assert card.locator("li.chosen code").text_content() == first.bytes.decode()
     shown = card.locator("p b").text_content()
-    assert shown == f"{100 * 2.718281828**first.logprob:.0f}%"
+    assert shown == f"{100 * math.exp(first.logprob):.0f}%"
     page.hover("#prompt")
     assert card.is_hidden()
 
@@ -223,7 +241,7 @@ def test_a_character_of_several_tokens_is_one_piece(opened, writer):
     assert page.locator("#card li.chosen code").all_text_contents() == ["e6 9c", "88"]
 
 
-def test_shading_is_by_surprise_and_can_be_switched_off(opened):
+def test_shading_is_by_surprise_and_can_be_switched_off(opened, writer):
     page = opened()
     ask(page)
     shade = "e => getComputedStyle(e).backgroundColor"
@@ -231,6 +249,7 @@ def test_shading_is_by_surprise_and_can_be_switched_off(opened):
         "() => [...document.querySelectorAll('.token')].map(e => [+e.style.getPropertyValue('--surprise'),"
         " +getComputedStyle(e).backgroundColor.match(/[\\d.e-]+(?=\\)$)/)[0]])"
     )
+    assert by_surprise[0][0] == pytest.approx(1 - math.exp(writer.pieces[0].logprob))
     alphas = [alpha for _, alpha in sorted(by_surprise)]
     assert alphas == sorted(alphas) and alphas[0] < alphas[-1]
     page.uncheck("#shading")
@@ -291,14 +310,6 @@ def test_stop_reaches_the_writer(opened, writer, how):
     assert page.locator("#send").is_visible()
 
 
-def events(*chunks):
-    return "".join(f"data: {chunk if isinstance(chunk, str) else json.dumps(chunk)}\n\n" for chunk in chunks)
-
-
-def chunk(text, **more):
-    return {"choices": [{"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": None}], **more}
-
-
 TROUBLES = [
     (200, events(chunk("Half")), "The answer broke off: the server ended the stream."),
     (200, events(chunk("Half"), {"error": {"message": "the server is ending"}}), "The server says: the server is ending"),
@@ -309,7 +320,7 @@ TROUBLES = [
 ]
 
 
-def test_what_goes_wrong_is_one_line(opened):
+def test_what_goes_wrong_is_one_line(opened, writer):
     page = opened()
     troubles = iter(TROUBLES)
 
@@ -330,6 +341,8 @@ def test_what_goes_wrong_is_one_line(opened):
     page.wait_for_selector(".tools")
     assert answer_text(page) == TEXT
     assert page.locator(".answer .trouble").last.is_hidden()
+    half = "user:One\nassistant:Half\n"
+    assert writer.prompts[-1] == f"{half}{half}user:One\n"  # a question without an answer is not told again
 
 
 def test_what_was_cut_is_told(opened):
