@@ -11,6 +11,7 @@ from mtnlg.serve.limits import Limits
 from mtnlg.serve.refusal import Refusal
 
 _DISCARDED_BODIES = 4  # of the longest allowed: so much of a body that was refused is still read, so that its client sees why
+_LINGER_SECS = 1.0
 
 
 def protocol(limits: Limits) -> type[H11Protocol]:
@@ -23,20 +24,20 @@ class _Connection(H11Protocol):
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
-        self._phase = self._reading = self._stalled = None
+        self._phase = self._reading = self._stalled = self._lingering = None
         self._discarded_bytes = 0
         if len(self.connections) > self.limits.connections:
             self.app = _too_many
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        if self.cycle is not None and self.cycle.response_complete and self.conn.their_state is h11.SEND_BODY:
+        if self._lingering or (self.cycle is not None and self.cycle.response_complete and self.conn.their_state is h11.SEND_BODY):
             self._discarded_bytes += len(data)
             if self._discarded_bytes > _DISCARDED_BODIES * self.limits.body_bytes:
                 self.transport.abort()
-                return
-        super().data_received(data)
-        self._watch()
+        if not self._lingering and not self.transport.is_closing():
+            super().data_received(data)
+            self._watch()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -44,7 +45,7 @@ class _Connection(H11Protocol):
 
     def connection_lost(self, exc) -> None:
         super().connection_lost(exc)
-        for timer in (self._reading, self._stalled):
+        for timer in (self._reading, self._stalled, self._lingering):
             if timer is not None:
                 timer.cancel()
 
@@ -66,6 +67,8 @@ class _Connection(H11Protocol):
             phase = "header"
         else:
             phase = None
+        if phase == "header" and self.cycle is not None:
+            self._unset_keepalive_if_required()
         if phase != self._phase:
             self._phase = phase
             if self._reading is not None:
@@ -86,7 +89,10 @@ class _Connection(H11Protocol):
             self._refuse(refusal.bad("this is not HTTP", code="invalid_http"))
 
     def _refuse(self, refused: Refusal) -> None:
-        """Answers, if there has been no answer yet, and closes."""
+        """Answers, if there has been no answer yet, and closes.
+
+        What still arrives is read and dropped for a while: to close before it does would take the answer from the client.
+        """
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = refused.body()
             headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
@@ -96,7 +102,9 @@ class _Connection(H11Protocol):
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        self.transport.close()
+        if self.transport.can_write_eof() and not self.transport.is_closing():
+            self.transport.write_eof()
+            self._lingering = self.loop.call_later(_LINGER_SECS, self.transport.abort)
 
 
 async def _too_many(scope, receive, send) -> None:

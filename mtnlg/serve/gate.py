@@ -43,9 +43,13 @@ class Gate:
             self._service.metrics.answered(self._route(scope["path"]), answer.status)
 
     async def _pass(self, scope, receive, send) -> None:
-        headers = scope["headers"]
+        headers, limits = scope["headers"], self._service.limits
+        if (
+            len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(name) + len(value) for name, value in headers)
+            > limits.header_bytes
+        ):
+            raise Refusal(431, f"the header has more than {limits.header_bytes} bytes", "header_too_large")
         who = self._who(scope, headers)
-        limits = self._service.limits
         length = _only(headers, b"content-length") or b"0"
         if len(length) > 18 or int(length) > limits.body_bytes:
             raise _too_long(limits.body_bytes)

@@ -35,7 +35,6 @@ def serve(make_writer: Callable[[], Writer], host: str, port: int, keys: tuple[b
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     service = Service(limits)
     hosts = frozenset([*_LOOPBACK_NAMES, host.lower()])
-    server = Server(_config(Gate(app.make(service), service, keys, app.OPEN_PATHS, hosts), limits), service)
     failures = []
 
     def load() -> None:
@@ -47,12 +46,13 @@ def serve(make_writer: Callable[[], Writer], host: str, port: int, keys: tuple[b
             server.should_exit = True
 
     loader = threading.Thread(target=load, name="load")
-    loader.start()
+    server = Server(_config(Gate(app.make(service), service, keys, app.OPEN_PATHS, hosts), limits), service, loader.start)
     try:
         server.run([listener])
     finally:
         listener.close()
-        loader.join()
+        if loader.is_alive():
+            loader.join()
         service.close(_CLOSE_SECS)
     if failures:
         raise failures[0]
@@ -61,9 +61,14 @@ def serve(make_writer: Callable[[], Writer], host: str, port: int, keys: tuple[b
 class Server(uvicorn.Server):
     """uvicorn's, which ends as it should: without killing itself, and with a word to streams that have not ended in time."""
 
-    def __init__(self, config: uvicorn.Config, service: Service):
+    def __init__(self, config: uvicorn.Config, service: Service, has_started: Callable[[], None]):
+        """has_started: called when it listens and signals are heard."""
         super().__init__(config)
-        self._service = service
+        self._service, self._has_started = service, has_started
+
+    async def startup(self, sockets=None) -> None:
+        await super().startup(sockets)
+        self._has_started()
 
     async def shutdown(self, sockets=None) -> None:
         self._service.draining = True

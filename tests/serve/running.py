@@ -32,12 +32,12 @@ def running(writer: FakeWriter | None = None, keys=(), limits: Limits = Limits()
     service = Service(limits)
     service.writer = writer
     gate = Gate(app.make(service), service, tuple(key.encode() for key in keys), app.OPEN_PATHS, frozenset(["127.0.0.1", "localhost"]))
-    server = run.Server(run._config(gate, limits), service)
+    started = threading.Event()
+    server = run.Server(run._config(gate, limits), service, started.set)
     listener = run._bind("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
-    while not server.started:
-        time.sleep(0.002)
+    assert started.wait(10)
     port = listener.getsockname()[1]
     headers = {"authorization": f"Bearer {keys[0]}"} if keys else {}
     try:

@@ -1,0 +1,118 @@
+"""A server's life as a process: it starts at once, ends in time whatever its clients do, with exit code 0 and no thread left."""
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from mtnlg.core.errors import ConfigError, DataError, TemporaryFailure
+from mtnlg.serve.limits import Limits
+from mtnlg.serve.run import serve
+from tests.serve import raw
+from tests.serve.running import until
+
+ROOT = Path(__file__).parent.parent.parent
+ASKED = {"model": "fake", "prompt": "Hello", "temperature": 0, "stream": True}
+
+
+@contextlib.contextmanager
+def process(*options: str):
+    command = [sys.executable, "-m", "tests.serve.fake_server", "--port=0", *options]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def stream(url: str, num_tokens: int, into: list) -> threading.Thread:
+    """Reads a stream in a thread: its events, and last the kind of what ended it."""
+
+    def read():
+        with httpx.stream("POST", f"{url}/v1/completions", json={**ASKED, "max_tokens": num_tokens}, timeout=20) as response:
+            into.extend(line.removeprefix("data: ") for line in response.iter_lines() if line)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_can_end_in_time_does_and_the_rest_is_told(number):
+    """Beside clients that send half a request, and one that says nothing."""
+    with process("--grace_secs=3", "--step_secs=0.02", "--context=5000") as child, contextlib.ExitStack() as stack:
+        url = child.stdout.readline().strip()
+        port = int(url.rpartition(":")[2])
+        for sent in (b"", b"GET / HT", raw.post(ASKED)[:-3], raw.head("GET", "/health")):
+            stack.enter_context(raw.connection(port)).sendall(sent)
+        short, long = [], []
+        threads = [stream(url, 60, short), stream(url, 4000, long)]
+        assert until(lambda: httpx.get(f"{url}/metrics").text.count("mtnlg_running 2.0"))
+        begin = time.monotonic()
+        child.send_signal(number)
+        assert until(lambda: not accepts(port))
+        for thread in threads:
+            thread.join()
+        assert child.wait(10) == 0 and 2.5 < time.monotonic() - begin < 3.5
+        assert child.stderr.read() == ""
+    assert short[-1] == "[DONE]" and len(short) > 10
+    assert json.loads(long[-1])["error"]["code"] == "unavailable" and "[DONE]" not in long and len(long) > 60
+
+
+def accepts(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def test_an_idle_server_ends_at_once():
+    with process() as child:
+        child.stdout.readline()
+        begin = time.monotonic()
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(10) == 0 and time.monotonic() - begin < 1.5
+
+
+def test_the_server_lives_while_the_model_loads():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with process(f"--port={port}", "--load_secs=1.5") as child:
+        assert until(lambda: accepts(port))
+        url = f"http://127.0.0.1:{port}"
+        assert httpx.get(f"{url}/health").status_code == 200 and httpx.get(f"{url}/ready").status_code == 503
+        assert child.stdout.readline().strip() == url and httpx.get(f"{url}/ready").status_code == 200
+
+
+def never():
+    raise AssertionError("no model is loaded")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
+def test_other_machines_need_a_key(host):
+    with pytest.raises(ConfigError, match="no key is asked for"):
+        serve(never, host, 0, (), Limits(), print)
+
+
+def test_an_address_that_is_taken_or_is_none():
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(TemporaryFailure, match="cannot listen at 127.0.0.1:"):
+        serve(never, "127.0.0.1", taken.getsockname()[1], (), Limits(), print)
+    with pytest.raises(ConfigError, match="is no address"):
+        serve(never, "no such host", 0, (b"a key",), Limits(), print)
+
+
+def test_what_loading_raises_ends_the_server():
+    def broken():
+        raise DataError("the weights are damaged", "model.safetensors")
+
+    before = threading.active_count()
+    with pytest.raises(DataError, match="damaged"):
+        serve(broken, "127.0.0.1", 0, (), Limits(), print)
+    assert threading.active_count() == before
