@@ -147,6 +147,19 @@ def test_text_of_the_model_stays_text(opened, with_tokens):
     assert page.text_content(".question p") == "<b>bold</b>"
 
 
+def test_the_page_follows_the_text_unless_its_reader_went_up(opened, writer):
+    page = opened(viewport={"width": 360, "height": 420})
+    below = "() => document.body.scrollHeight - innerHeight - scrollY"
+    ask(page)
+    page.wait_for_function(f"{below} < 2")
+    writer.secs_a_token = SLOW_SECS
+    ask(page, until_done=False)
+    page.wait_for_selector(".turn:nth-of-type(2) .token")
+    page.evaluate("() => scrollTo(0, 0)")
+    page.wait_for_selector(".turn:nth-of-type(2) .tools")
+    assert page.evaluate("() => scrollY") == 0
+
+
 def test_completion_shows_prompt_and_continuation_in_one_text(opened, writer):
     page = opened()
     page.check("input[value=complete]", force=True)

@@ -8,7 +8,7 @@ import { make, sayAll, switchLanguage } from "./words.js";
 
 const COPIED_MS = 1500;
 const RETRY_MS = 2000;
-const NEAR_PX = 120; // of the end: then the page follows the text
+const NEAR_PX = 120; // of the end: then the page follows
 
 const $ = (id) => document.getElementById(id);
 const settings = new Settings($("rows"));
@@ -18,6 +18,8 @@ const talks = { chat: { turns: [], draft: "" }, complete: { turns: [], draft: ""
 let mode = "chat";
 let model = null;
 let running = null; // the AbortController of the answer being written
+let isFollowing = true; // whether the page goes down with the text
+let frame = 0; // in which it will: a layout for each token would be too slow
 
 // --- a talk -----------------------------------------------------------------------------------------------------------------------
 
@@ -51,11 +53,13 @@ async function answer(turn) {
   turn.element.append(turn.answer.element);
   running = new AbortController();
   refresh();
-  scrollTo({ top: document.body.scrollHeight });
+  isFollowing = true;
+  keepInSight();
   const failure = await follow(turn.answer, body(), running.signal);
   running = null;
   turn.answer.end(failure);
   refresh();
+  keepInSight();
   if (failure?.status === 401) askForKey(true);
 }
 
@@ -63,9 +67,8 @@ async function answer(turn) {
 async function follow(answer, body, signal) {
   try {
     for await (const delta of write(mode, body, signal)) {
-      const isNear = document.body.scrollHeight - innerHeight - scrollY < NEAR_PX;
       answer.add(delta);
-      if (isNear) scrollTo({ top: document.body.scrollHeight });
+      keepInSight();
     }
   } catch (error) {
     if (error.name === "AbortError") answer.finish = "stopped";
@@ -73,6 +76,13 @@ async function follow(answer, body, signal) {
     else throw error;
   }
   return null;
+}
+
+function keepInSight() {
+  frame ||= requestAnimationFrame(() => {
+    frame = 0;
+    if (isFollowing) scrollTo({ top: document.body.scrollHeight });
+  });
 }
 
 function body() {
@@ -102,6 +112,7 @@ function refresh() {
   const hadFocus = [$("send"), $("stop")].includes(document.activeElement);
   $("send").hidden = Boolean(running);
   $("stop").hidden = !running;
+  $("hint").dataset.say = running ? "stop_key" : "send_key";
   if (hadFocus) (running ? $("stop") : $("send")).focus();
   for (const input of document.querySelectorAll("[name=mode]")) {
     input.checked = input.value === mode;
@@ -222,7 +233,10 @@ function showCard({ target }) {
 }
 for (const name of ["pointerover", "focusin", "click"]) $("talk").addEventListener(name, showCard);
 for (const name of ["pointerleave", "focusout"]) $("talk").addEventListener(name, () => card.hide());
-document.addEventListener("scroll", () => card.follow(), { passive: true });
+document.addEventListener("scroll", () => {
+  card.follow();
+  isFollowing = document.body.scrollHeight - innerHeight - scrollY < NEAR_PX;
+});
 
 $("settings").open = matchMedia("(min-width: 60rem)").matches;
 refresh();

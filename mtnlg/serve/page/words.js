@@ -24,6 +24,7 @@ const WORDS = {
   send: ["Send", "发送"],
   stop: ["Stop", "停止"],
   send_key: ["Ctrl + Enter", "Ctrl + Enter"],
+  stop_key: ["Esc", "Esc"],
   you: ["You", "你"],
   answer: ["Answer: the arrow keys go from piece to piece", "回答：用方向键在词元间移动"],
   copy: ["Copy", "复制"],
