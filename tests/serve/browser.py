@@ -1,8 +1,12 @@
-"""Headless Chromium for tests: found on PATH, watched for errors and for requests to elsewhere."""
+"""Headless Chromium for tests: found on PATH, watched for errors and for requests to elsewhere; and what a person does on the page."""
 
 import contextlib
 import shutil
 import urllib.parse
+
+import pytest
+
+from tests.serve.running import KEY
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 # Chromium writes every answer of 400 and more into the console, and requests that a test cuts off.
@@ -11,6 +15,9 @@ _EXPECTED = "Failed to load resource:"
 
 def find() -> str | None:
     return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+NEEDED = pytest.mark.skipif(find() is None, reason="chromium is not installed (tools/install_chromium.sh)")
 
 
 @contextlib.contextmanager
@@ -62,3 +69,24 @@ def _rgb(page, color: str) -> list[float]:
 def _light(rgb: list[float]) -> float:
     linear = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def give_key(page, key=KEY):
+    page.fill("#key", key)
+    page.press("#key", "Enter")
+    page.wait_for_selector("#model:not(:empty)")
+
+
+def ask(page, question="Why are there two tides a day?", until_done=True):
+    page.fill("#prompt", question)
+    page.press("#prompt", "Control+Enter")
+    if until_done:
+        page.wait_for_selector(".tools")
+
+
+def tool(page, name):
+    return page.locator(".tools").get_by_text(name, exact=True)
+
+
+def answer_text(page):
+    return page.locator(".text").last.text_content()

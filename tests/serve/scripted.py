@@ -1,5 +1,6 @@
 """A writer that knows one text by heart, in tokens of words and of half characters: for tests of the page and for its pictures."""
 
+import json
 import math
 import random
 import threading
@@ -109,3 +110,13 @@ def _piece(place: int, part: bytes, others: tuple[str, ...], rng: random.Random)
         shares[other.encode()] = share
     likeliest = sorted(((data, math.log(share)) for data, share in shares.items()), key=lambda one: -one[1])
     return Piece(place, part, math.log(probability), tuple(likeliest))
+
+
+def events(*chunks) -> str:
+    """A stream as the server sends it."""
+    return "".join(f"data: {chunk if isinstance(chunk, str) else json.dumps(chunk)}\n\n" for chunk in chunks)
+
+
+def chunk(text: str, **more) -> dict:
+    """Of a chat's answer."""
+    return {"choices": [{"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": None}], **more}

@@ -8,7 +8,7 @@ from tests.serve import browser
 from tests.serve.running import running
 from tests.serve.scripted import ScriptedWriter
 
-pytestmark = pytest.mark.skipif(browser.find() is None, reason="chromium is not installed (tools/install_chromium.sh)")
+pytestmark = browser.NEEDED
 
 ALPHABET = ["a", " ", "\n", "ß", "é", "月", "亮", "👩", "\u200d", "🚀", "\ufeff", "\ufffd"]
 JOIN = """async cases => {

@@ -116,7 +116,9 @@ function refresh() {
   if (hadFocus) (running ? $("stop") : $("send")).focus();
   for (const input of document.querySelectorAll("[name=mode]")) {
     input.checked = input.value === mode;
-    input.disabled = Boolean(running) || (input.value === "chat" && model?.can_chat === false);
+    const isOff = input.value === "chat" && model?.can_chat === false;
+    input.disabled = Boolean(running) || isOff;
+    input.setAttribute("aria-describedby", isOff ? "why" : "");
   }
   $("prompt").dataset.sayPlaceholder = $("prompt").dataset.sayLabel = `prompt_${mode}`;
   settings.showFor(mode);
@@ -180,8 +182,8 @@ async function meet() {
   $("model").textContent = model.id;
   document.title = `${model.id} · mtnlg`;
   settings.fitTo(model.context);
-  $("why").hidden = model.can_chat !== false;
-  if (model.can_chat === false) mode = "complete";
+  $("why").hidden = model.can_chat;
+  if (!model.can_chat) mode = "complete";
   refresh();
   $("prompt").focus();
 }
@@ -218,6 +220,7 @@ $("door").addEventListener("close", () => {
   meet();
 });
 document.addEventListener("keydown", (event) => {
+  if (event.isComposing) return; // keys of an input method, as Chinese is written with
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !$("door").open) $("composer").requestSubmit();
   if (event.key === "Escape") {
     card.hide();
