@@ -157,7 +157,7 @@ def test_copy(opened):
 
 
 @pytest.mark.parametrize("how", ["button", "escape"])
-def test_stop_reaches_the_writer(opened, writer, how):
+def test_stop_reaches_the_writer(opened, writer, how, caplog):
     page = opened()
     writer.secs_a_token = SLOW_SECS
     ask(page, until_done=False)
@@ -171,6 +171,8 @@ def test_stop_reaches_the_writer(opened, writer, how):
     assert "stopped by you" in page.text_content(".status")
     assert TEXT.startswith(answer_text(page)) and answer_text(page) != TEXT
     assert page.locator("#send").is_visible()
+    page.reload()
+    assert caplog.records == []  # who leaves is no fault of the server
 
 
 TROUBLES = [
