@@ -100,6 +100,11 @@ def _warmed(logits_BV, sampling: Sampling):
     return jnp.where(allowed(warm_BV, sampling.top_k, sampling.top_p, sampling.min_p), warm_BV, -jnp.inf)
 
 
+def row_keys(seed_B, purpose: int, positions_B):
+    """A key [B] for each row: of its seed, what it is for (core/prng.py) and a position."""
+    return jax.vmap(lambda seed, position: prng.key(seed, purpose, position))(seed_B, positions_B)
+
+
 def draw(logits_BV, keys_B):
     """[B] int32 from the softmax of each row: a block of tokens first, then one of it. A whole row would need V random numbers."""
     num_rows, vocab_size = logits_BV.shape
@@ -116,8 +121,8 @@ def sample(logits_BV, sampling: Sampling, history: History, positions_B):
     greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
 
     def drawn():
-        keys_B = jax.vmap(lambda seed, position: prng.key(seed, prng.SAMPLING, position))(sampling.seed, positions_B)
-        return jnp.where(sampling.temperature > 0, draw(_warmed(logits_BV, sampling), keys_B), greedy_B)
+        drawn_B = draw(_warmed(logits_BV, sampling), row_keys(sampling.seed, prng.SAMPLING, positions_B))
+        return jnp.where(sampling.temperature > 0, drawn_B, greedy_B)
 
     return jax.lax.cond(jnp.any(sampling.temperature > 0), drawn, lambda: greedy_B)
 
