@@ -78,19 +78,20 @@ def _ordered(x):
 
 
 def _heaviest(ranks_BV, weights_BV, limits_B):
-    """[B, V] bool: the tokens for which the weights of all that rank higher sum to less than the limit, which is positive.
+    """[B, V] bool: the tokens for which the weights of all that rank higher sum to less than the limit, and the highest in any case.
 
-    The lowest such rank is found by halving, at most 32 times, without sorting: sums of more weights are never less, rounded or not.
+    The lowest such rank is found by halving, without sorting: the sum of more weights is never less, rounded or not. Always 32 times, for
+    its bits: to ask whether all rows are done would let an accelerator wait for the answer.
     """
 
-    def halve(state):
-        low_B, high_B = state
+    def halve(_, bounds):
+        low_B, high_B = bounds
         middle_B = low_B + (high_B - low_B) // 2
         fits_B = jnp.sum(jnp.where(ranks_BV > middle_B[:, None], weights_BV, 0), axis=-1) < limits_B
         return jnp.where(fits_B, low_B, middle_B + 1), jnp.where(fits_B, middle_B, high_B)
 
-    bounds = jnp.min(ranks_BV, axis=-1), jnp.max(ranks_BV, axis=-1)
-    lowest_B, _ = jax.lax.while_loop(lambda state: jnp.any(state[0] < state[1]), halve, bounds)
+    highest_B = jnp.max(ranks_BV, axis=-1)
+    _, lowest_B = jax.lax.fori_loop(0, 32, halve, (jnp.zeros_like(highest_B), highest_B))
     return ranks_BV >= lowest_B[:, None]
 
 
