@@ -12,7 +12,6 @@ from mtnlg import spmd
 from mtnlg.core import schema
 from mtnlg.infer.sampling import History, Sampling, logprobs, sample
 from mtnlg.model import cache as caches
-from mtnlg.parallel import mesh as meshes
 
 EVERYWHERE = P()
 
@@ -65,9 +64,9 @@ class Programs:
         self.grown = jax.jit(self._grown, static_argnums=1, out_shardings=self._in_place)
 
     def put(self, tree, spec: P = EVERYWHERE):
-        """Host arrays, the same in every process, as global ones."""
-        leaves, structure = jax.tree.flatten(tree)
-        return structure.unflatten(meshes.put(self.mesh, dict(enumerate(map(np.asarray, leaves))), spec).values())
+        """Host arrays, the same in every process, as global ones; spec is that of their first axes."""
+        sharding = NamedSharding(self.mesh, spec)
+        return jax.tree.map(lambda a: jax.make_array_from_callback(np.shape(a), sharding, np.asarray(a).__getitem__), tree)
 
     def empty_cache(self, num_slots: int):
         config, dtype = self.config, jnp.dtype(self.config.train.compute_dtype)
@@ -102,7 +101,7 @@ class Programs:
         fresh = History(beginning.in_prompt_RV, jnp.zeros_like(old.counts_BV), beginning.bias_RV)
         history = jax.tree.map(lambda a, b: jnp.where(again[:, None], a, b), old, fresh)
         tokens_R = sample(logits_RV, beginning.sampling, history, beginning.positions_R + beginning.dropped_R)
-        history = history._replace(counts_BV=_counted(history.counts_BV, tokens_R))
+        history = history.after(tokens_R)
         new = Rows(tokens_R, beginning.positions_R, beginning.dropped_R, beginning.sampling, history)
         rows = jax.tree.map(lambda a, b: a.at[at].set(b, mode="drop"), rows, new)
         return rows, _tell(logits_RV, tokens_R, with_logprobs)
@@ -116,17 +115,11 @@ class Programs:
             logits_BV = logits_BPV[:, 0, : self.num_ids]
             tokens_B = sample(logits_BV, rows.sampling, rows.history, rows.positions_B + 1 + rows.dropped_B)
             tokens_B = jnp.where(active_B, tokens_B, rows.tokens_B)
-            counts_BV = _counted(rows.history.counts_BV, tokens_B)
-            rows = rows._replace(
-                tokens_B=tokens_B, positions_B=rows.positions_B + active_B, history=rows.history._replace(counts_BV=counts_BV)
-            )
+            history = rows.history.after(tokens_B, active_B)
+            rows = rows._replace(tokens_B=tokens_B, positions_B=rows.positions_B + active_B, history=history)
             return rows, cache, _tell(logits_BV, tokens_B, with_logprobs)
 
         return step
-
-
-def _counted(counts_BV, tokens_B):
-    return counts_BV.at[jnp.arange(tokens_B.shape[0]), tokens_B].add(1)
 
 
 def _tell(logits_BV, tokens_B, with_logprobs) -> Told:
