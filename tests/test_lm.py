@@ -18,8 +18,9 @@ from mtnlg.core import manifest, schema
 from mtnlg.core.errors import ConfigError, DataError, MissingInput
 from mtnlg.data import byte_level
 from mtnlg.data import tokenizer as tokenizers
-from mtnlg.infer.engine import Engine, Event
+from mtnlg.infer.engine import Engine
 from mtnlg.infer.request import Token
+from mtnlg.infer.text import Event
 from mtnlg.model import transformer
 from mtnlg.parallel import mesh as meshes
 from mtnlg.text_engine import TextEngine

@@ -7,7 +7,6 @@ bits of a request's logits, and with them its tokens, depend neither on what run
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -15,50 +14,14 @@ from jax.sharding import Mesh
 from mtnlg import spmd
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError
+from mtnlg.infer import chunks
 from mtnlg.infer.laying import lay
 from mtnlg.infer.programs import Beginning, Programs, Told, sampling_of
 from mtnlg.infer.request import Request, Token, check_settings
+from mtnlg.infer.text import Event, Text, token_of
 from mtnlg.model import cache as caches
 
 FIRST_SLOTS = 2048  # at most, of each row; more when a text needs them
-SHORTEST = 16  # tokens of the shortest chunk; the others are powers of two
-
-
-class Event(NamedTuple):
-    """A token of request `number`. finish: "stop" (this is one of its stop ids) or "length" with the last one, else None.
-
-    slides: how often the beginning of the text has been dropped.
-    """
-
-    number: int
-    token: Token
-    finish: str | None
-    slides: int
-
-
-class Text:
-    """One request in its row."""
-
-    def __init__(self, number: int, request: Request):
-        self.number, self.request = number, request
-        self.ids = [int(id) for id in request.prompt]  # what the row reads: the prompt, and what was written
-        self.row = -1
-        self.num_read = 0  # of the ids, as a prompt
-        self.position = 0  # of the last token written, which the next step reads
-        self.num_sent = 0  # tokens that are being written or have been
-        self.num_written = 0
-        self.dropped, self.slides = 0, 0
-        self.reads, self.ended = True, False
-
-    @property
-    def writes(self) -> bool:
-        """Whether the next step gives it a token."""
-        return not (self.reads or self.ended) and self.num_sent < self.request.max_new_tokens
-
-    def slide(self, kept: int) -> None:
-        """Goes on from its last tokens, which are to be read anew."""
-        self.dropped, self.slides = self.dropped + len(self.ids) - kept, self.slides + 1
-        self.ids, self.num_read, self.reads = self.ids[-kept:], 0, True
 
 
 def refuse_stages(config: schema.Config) -> None:
@@ -102,11 +65,11 @@ class Engine:
         self.load(params, consume)
         self._numbers = 0
         self._queue: deque[Text] = deque()
-        self._texts: list[Text | None] = [None] * self.num_rows
-        self._lanes: list[Text | None] = [None] * self.num_groups  # whose prompt is being read, in each group of devices
+        self._texts: list[Text | None]
+        self._lanes: list[Text | None]  # whose prompt is being read, in each group of devices
+        self._sent: list[tuple[Told, list[tuple[int, Text]]]]  # steps under way, and who gets which of their tokens
         self._used = [0] * self.num_rows  # when each row was last taken
-        self._sent: list[tuple[Told, list[tuple[int, Text]]]] = []  # steps under way, and who gets which of their tokens
-        self._cache, self._rows = None, None
+        self.reset()
         self._active, self._active_rows = None, None
         self.reused_tokens = 0
 
@@ -122,6 +85,14 @@ class Engine:
     def unload(self) -> None:
         """Lets the weights and the cache go; `load` brings other weights."""
         self.params, self._cache, self._rows = None, None, None
+        self.forget()
+
+    def reset(self) -> None:
+        """Drops everything under way, and the cache: after a step that failed."""
+        self._queue.clear()
+        self._texts = [None] * self.num_rows
+        self._lanes = [None] * self.num_groups
+        self._sent, self._cache, self._rows = [], None, None
         self.forget()
 
     def check(self, request: Request) -> None:
@@ -173,7 +144,7 @@ class Engine:
 
     def reserve(self, num_tokens: int) -> None:
         """Makes room for texts of that length in every row, as `step` does when one comes."""
-        slots = min(_slots(self.context), max(_slots(num_tokens), FIRST_SLOTS))
+        slots = min(chunks.num_slots(self.context), max(chunks.num_slots(num_tokens), FIRST_SLOTS))
         if self._cache is None:
             self._cache, self._rows = self.programs.empty_cache(slots), self.programs.empty_rows()
         elif slots > self._cache.num_slots:
@@ -215,6 +186,26 @@ class Engine:
                 outputs[number].append(token.id)
         return outputs
 
+    def score(self, ids: Sequence[int], num_likeliest: int) -> list[Token]:
+        """Every id with its log-probability after those before it, read as prompts are; the first has none. Rows are left alone.
+
+        Raises ConfigError for ids beyond the vocabulary, and more of them than the context.
+        """
+        self.check(Request(ids, 1, num_likeliest=num_likeliest)._replace(slide=True, prompt=ids[: self.context - 1]))
+        self.check_ids(ids, "text")
+        told, cache = [Token(int(ids[0]))], self.programs.empty_cache(chunks.num_slots(len(ids)), self.num_groups)
+        for start in range(0, len(ids) - 1, caches.BLOCK):
+            width = chunks.width(len(ids) - 1 - start)
+            tokens_L, next_L = (np.zeros(width, np.int32) for _ in range(2))
+            chunk, following = ids[start : start + width], ids[start + 1 : start + 1 + width]
+            tokens_L[: len(chunk)], next_L[: len(following)] = chunk, following
+            rows = [np.tile(a, (self.num_groups, 1)) for a in (tokens_L, start + np.arange(width, dtype=np.int32), next_L)]
+            inputs = self.programs.put((*rows, np.zeros(self.num_groups, np.int32)), spmd.ROWS)
+            host, cache = self.programs.forced(self.params, *inputs, cache)
+            host = Told(*map(np.asarray, host))
+            told += [token_of(host, place, num_likeliest) for place in range(len(following))]
+        return told
+
     def _numbers_under_way(self) -> set[int]:
         texts = (*self._queue, *(text for text in self._texts if text is not None))
         return {text.number for text in texts}
@@ -243,7 +234,7 @@ class Engine:
     def _take_row(self, text: Text, group: int, free: list[int]) -> None:
         """The free row that holds the longest beginning of the prompt, or else the one not used for longest, into which it is copied."""
         self.reserve(min(len(text.ids) + text.request.max_new_tokens, self.context))
-        shared = {row: _shared(self._prefixes[row], text.ids) for row in self._rows_of(group)}
+        shared = {row: chunks.num_shared(self._prefixes[row], text.ids) for row in self._rows_of(group)}
         source = max(shared, key=lambda row: (shared[row], row in free, -self._used[row]))
         text.row = source if source in free and shared[source] else min(free, key=lambda row: self._used[row])
         text.num_read = shared[source]
@@ -258,8 +249,8 @@ class Engine:
 
     def _read_chunk(self) -> None:
         """One chunk for every lane whose next is as long as the first one's; the first token of those whose prompt ends with it."""
-        width = next(_width(lane) for lane in self._lanes if lane is not None)
-        lanes = [lane if lane is not None and _width(lane) == width else None for lane in self._lanes]
+        width = next(lane.width for lane in self._lanes if lane is not None)
+        lanes = [lane if lane is not None and lane.width == width else None for lane in self._lanes]
         shape, size = (self.num_groups, width), self.num_rows // self.num_groups
         tokens_RL, positions_RL = np.zeros(shape, np.int32), np.full(shape, caches.IDLE, np.int32)
         row_R, places_R = np.zeros((2, self.num_groups), np.int32)
@@ -330,7 +321,7 @@ class Engine:
             going = [(place, text) for place, text in whose if not text.ended]
             if going:
                 host = Told(*(np.asarray(a) for a in told))
-                events += [self._event(text, _token(host, place, text.request.num_likeliest)) for place, text in going]
+                events += [self._event(text, token_of(host, place, text.request.num_likeliest)) for place, text in going]
         return events
 
     def _event(self, text: Text, token: Token) -> Event:
@@ -351,33 +342,3 @@ class Engine:
                 text.slide(max(self.context // 2, 1))
                 self._prefixes[text.row] = []
         return events
-
-
-def _token(host: Told, place: int, num_likeliest: int | None) -> Token:
-    id = int(host.tokens_B[place])
-    if num_likeliest is None:
-        return Token(id)
-    pairs = zip(host.likeliest_BK[place][:num_likeliest], host.likeliest_logprobs_BK[place][:num_likeliest], strict=True)
-    return Token(id, float(host.logprobs_B[place]), tuple((int(other), float(logprob)) for other, logprob in pairs))
-
-
-def _width(text: Text) -> int:
-    """Of the next chunk of its prompt: a whole block, or the next power of two of what is left."""
-    return min(power_of_two(len(text.ids) - text.num_read, SHORTEST), caches.BLOCK)
-
-
-def _shared(prefix: Sequence[int], ids: Sequence[int]) -> int:
-    """Tokens of whole blocks with which both begin; at least one of the ids is left to be read."""
-    limit = min(len(prefix), len(ids) - 1) // caches.BLOCK
-    blocks = (slice(n * caches.BLOCK, (n + 1) * caches.BLOCK) for n in range(limit))
-    return next((n for n, block in enumerate(blocks) if prefix[block] != ids[block]), limit) * caches.BLOCK
-
-
-def _slots(num_tokens: int) -> int:
-    """The power of two, in blocks, that holds so many tokens."""
-    return power_of_two(num_tokens, caches.BLOCK)
-
-
-def power_of_two(number: int, least: int) -> int:
-    """The next one, at least `least`."""
-    return max(least, 1 << (number - 1).bit_length())

@@ -58,6 +58,7 @@ class Programs:
         self._everywhere, self._in_place = NamedSharding(mesh, P()), NamedSharding(mesh, spmd.CACHE)
         one, all_rows = self._chunk(spmd.read(config, mesh, laid, one_row=True)), self._step(spmd.read(config, mesh, laid))
         self.chunk = jax.jit(one, donate_argnums=5, out_shardings=(self._everywhere, self._in_place))
+        self.forced = jax.jit(self._forced(spmd.read(config, mesh, laid, one_row=True)), donate_argnums=5)
         self.begin = jax.jit(self._begin, donate_argnums=0, out_shardings=self._everywhere)
         self.step = jax.jit(all_rows, donate_argnums=(1, 2), out_shardings=(self._everywhere, self._in_place, self._everywhere))
         self.copy_prefix = jax.jit(spmd.copy_prefix(mesh), donate_argnums=0, out_shardings=self._in_place)
@@ -68,9 +69,10 @@ class Programs:
         sharding = NamedSharding(self.mesh, spec)
         return jax.tree.map(lambda a: jax.make_array_from_callback(np.shape(a), sharding, np.asarray(a).__getitem__), tree)
 
-    def empty_cache(self, num_slots: int):
-        config, dtype = self.config, jnp.dtype(self.config.train.compute_dtype)
-        make = lambda: caches.empty(config.model, self.num_rows, num_slots, dtype, config.mesh.tensor, self.int8_cache)  # noqa: E731
+    def empty_cache(self, num_slots: int, num_rows: int | None = None):
+        """num_rows: None: the engine's."""
+        config, dtype, num_rows = self.config, jnp.dtype(self.config.train.compute_dtype), num_rows or self.num_rows
+        make = lambda: caches.empty(config.model, num_rows, num_slots, dtype, config.mesh.tensor, self.int8_cache)  # noqa: E731
         return jax.jit(make, out_shardings=self._in_place)()
 
     def empty_rows(self) -> Rows:
@@ -93,6 +95,15 @@ class Programs:
             return logits_RPV[:, 0, : self.num_ids], cache
 
         return chunk
+
+    def _forced(self, read):
+        def forced(params, tokens_RL, positions_RL, next_RL, row_R, cache):
+            """Reads a chunk of one text, the same in all groups of devices: (what is told of the given next tokens [L], cache)."""
+            places_RL = jnp.broadcast_to(jnp.arange(tokens_RL.shape[1]), tokens_RL.shape)
+            logits_RLV, cache = read(params, tokens_RL, positions_RL, row_R, places_RL, cache)
+            return _tell(logits_RLV[0, :, : self.num_ids], next_RL[0], True), cache
+
+        return forced
 
     def _begin(self, rows: Rows, logits_RV, beginning: Beginning, with_logprobs):
         """The first token after a prompt: (rows, told [R])."""

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from mtnlg import spmd
-from mtnlg.infer.engine import Engine, power_of_two
+from mtnlg.infer.chunks import power_of_two
+from mtnlg.infer.engine import Engine
 from mtnlg.parallel import mesh as meshes
 
 TOKENS_AT_ONCE = 1 << 13  # of a device; the rows of a batch are as many as fit, at least one

@@ -14,6 +14,7 @@ from test_numpy_gpt import LLAMA, MTNLG
 from mtnlg import spmd
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError
+from mtnlg.infer import chunks
 from mtnlg.infer import engine as engines
 from mtnlg.infer.engine import Engine
 from mtnlg.infer.programs import sampling_of
@@ -46,7 +47,7 @@ def make(name, seed=1, num_rows=3, **settings):
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(caches, "BLOCK", 4)
-    monkeypatch.setattr(engines, "SHORTEST", 4)
+    monkeypatch.setattr(chunks, "SHORTEST", 4)
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_greedy_is_the_argmax_of_whole_forwards(name):
 @pytest.mark.parametrize("settings", [{"laid": spmd.Laid(apart=True)}, {"num_rows": 1}, {"num_rows": 2}])
 def test_however_the_weights_lie_and_however_few_rows_there_are(settings, monkeypatch):
     """And in chunks of all lengths."""
-    monkeypatch.setattr(engines, "SHORTEST", 1)
+    monkeypatch.setattr(chunks, "SHORTEST", 1)
     spec, params, engine = make("rope, grouped heads, swiglu, rmsnorm", **settings)
     assert engine.generate(requests()) == [by_forwards(spec, params, request) for request in requests()]
 

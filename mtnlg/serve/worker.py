@@ -1,0 +1,211 @@
+"""A language model as the server's Writer: one thread owns it, takes jobs, steps, and tells what was written."""
+
+import logging
+import math
+import pathlib
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+import numpy as np
+
+from mtnlg import lm
+from mtnlg.core import schema
+from mtnlg.core.errors import ConfigError, TemporaryFailure
+from mtnlg.data.chat import Chat, Message
+from mtnlg.infer.chunks import power_of_two
+from mtnlg.infer.request import Request, Token
+from mtnlg.serve.writer import Busy, Delta, Failed, Job, Load, Piece
+from mtnlg.text_engine import Written
+
+_MOST_CALLS = 8  # scores and vectors that wait at a time
+_LONGEST_WARM_UP = 128  # tokens of the longest prompt that programs are compiled for before the first request
+
+
+def make_writer(
+    path: str, mesh: schema.Mesh, num_rows: int, context: int | None, max_queue: int, int8: Sequence[str] = ()
+) -> "EngineWriter":
+    """The model at `path`, ready to answer: its cache allocated, its programs compiled.
+
+    Raises what `lm.from_pretrained` raises, DataError (a broken chat template) and ConfigError (the cache does not fit the memory).
+    """
+    model = lm.from_pretrained(path, mesh, num_rows=num_rows, context=context, int8=int8)
+    chat = Chat(model.tokenizer, path) if model.tokenizer.companions.template is not None else None
+    try:
+        model.engine.reserve(model.engine.context)
+        _warm_up(model)
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        what = f"a cache of {num_rows} rows of {model.engine.context} tokens does not fit the memory"
+        raise ConfigError(what, "--context", "a smaller --context or fewer --rows") from error
+    return EngineWriter(model, chat, _name(path), max_queue)
+
+
+def _warm_up(model: lm.LanguageModel) -> None:
+    """Prompts of every length that has a program of its own."""
+    longest = min(_LONGEST_WARM_UP, model.engine.context - 2)
+    lengths = {min(power_of_two(length, 1), longest) for length in range(1, longest + 1)}
+    model.engine.generate([Request([model.tokenizer.eod_id] * length, 2) for length in sorted(lengths)])
+    model.engine.forget()
+
+
+def _name(path: str) -> str:
+    """The folder's or file's, and for a checkpoint the run's."""
+    place = pathlib.Path(path).resolve()
+    if place.parent.name == "checkpoints":
+        place = place.parent
+    return place.parent.name if place.name == "checkpoints" else place.name.removesuffix(".gguf")
+
+
+class _Ticket:
+    """A job under way; `numbers` of its choices, by the text engine's. Only the writer's thread touches them."""
+
+    def __init__(self, writer: "EngineWriter", job: Job, notify: Callable[[Delta | Failed], None]):
+        self.writer, self.job, self.notify, self.numbers, self.is_cancelled = writer, job, notify, {}, False
+
+    def cancel(self) -> None:
+        with self.writer.wakes:
+            self.is_cancelled = True
+            self.writer.wakes.notify()
+
+
+class EngineWriter:
+    """max_queue: choices that wait for a row."""
+
+    def __init__(self, model: lm.LanguageModel, chat: Chat | None, name: str, max_queue: int):
+        self.name, self._model, self._chat, self._max_queue = name, model, chat, max_queue
+        self.context, self.vocab_size, self.can_chat = model.engine.context, model.engine.num_ids, chat is not None
+        self.wakes = threading.Condition()
+        self._new: list[_Ticket] = []
+        self._tickets: list[_Ticket] = []
+        self._calls: list[tuple[Callable, Future]] = []
+        self._closing, self._prompt_tokens, self._written_tokens = False, 0, 0
+        self._thread = threading.Thread(target=self._work, name="writer")
+        self._thread.start()
+
+    def prompt_ids(self, text: str) -> list[int]:
+        return self._model.prompt_ids(text)
+
+    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        return self._chat.encode(list(messages))
+
+    def submit(self, job: Job, notify: Callable[[Delta | Failed], None]) -> _Ticket:
+        for request in job.requests:
+            self._model.engine.check(request)
+        ticket = _Ticket(self, job, notify)
+        with self.wakes:
+            load = self._load()
+            if self._closing or load.queued + load.running + len(job.requests) > load.rows + self._max_queue:
+                raise Busy
+            self._new.append(ticket)
+            self.wakes.notify()
+        return ticket
+
+    def score(self, ids: Sequence[int], num_likeliest: int) -> list[Piece]:
+        return [self._piece(token) for token in self._call(lambda: self._model.engine.score(ids, num_likeliest))]
+
+    def embed(self, texts: Sequence[str]) -> tuple[np.ndarray, int]:
+        vectors = self._call(lambda: self._model.encode(texts))
+        return vectors, sum(len(ids) for ids in self._model.tokenizer.encode_batch(list(texts)))
+
+    def load(self) -> Load:
+        with self.wakes:
+            return self._load()
+
+    def close(self, timeout_secs: float) -> None:
+        with self.wakes:
+            self._closing = True
+            self.wakes.notify()
+        self._thread.join(timeout_secs)
+        with self.wakes:
+            for ticket in (*self._new, *self._tickets):
+                ticket.is_cancelled = True
+            self.wakes.notify()
+        self._thread.join()
+
+    def _load(self) -> Load:
+        choices = sum(len(ticket.job.requests) for ticket in self._new) + sum(len(ticket.numbers) for ticket in self._tickets)
+        rows = self._model.engine.num_rows
+        running = min(choices, rows)
+        return Load(choices - running, running, rows, self._prompt_tokens, self._model.engine.reused_tokens, self._written_tokens)
+
+    def _call(self, function: Callable):
+        """What the function returns, called in the writer's thread between two steps. Raises Busy, and what it raises."""
+        future: Future = Future()
+        with self.wakes:
+            if self._closing or len(self._calls) >= _MOST_CALLS:
+                raise Busy
+            self._calls.append((function, future))
+            self.wakes.notify()
+        return future.result()
+
+    # The writer's thread
+
+    def _work(self) -> None:
+        while self._wait():
+            try:
+                for written in self._model.texts.step():
+                    self._tell(written)
+            except Exception:
+                logging.getLogger(__name__).exception("a step failed")
+                self._fail()
+
+    def _wait(self) -> bool:
+        """Waits for work, and takes what is new. False: there is none and will be none."""
+        with self.wakes:
+            while not (self._new or self._calls or self._tickets or self._model.texts.busy):
+                if self._closing:
+                    return False
+                self.wakes.wait()
+            new, self._new = self._new, []
+            calls, self._calls = self._calls, []
+            self._tickets += new
+            cancelled = [ticket for ticket in self._tickets if ticket.is_cancelled]
+            self._tickets = [ticket for ticket in self._tickets if not ticket.is_cancelled]
+        for ticket in cancelled:
+            for number in ticket.numbers:
+                self._model.texts.cancel(number)
+        for ticket in new:
+            if not ticket.is_cancelled:
+                self._prompt_tokens += sum(len(request.prompt) for request in ticket.job.requests)
+                numbers = {self._model.texts.submit(request, ticket.job.stop): n for n, request in enumerate(ticket.job.requests)}
+                with self.wakes:
+                    ticket.numbers = numbers
+        for function, future in calls:
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
+        return True
+
+    def _tell(self, written: Written) -> None:
+        ticket = next(ticket for ticket in self._tickets if written.number in ticket.numbers)
+        choice = ticket.numbers[written.number]
+        self._written_tokens += 1
+        at_end = written.token.id in ticket.job.requests[choice].stop_ids | self._model.tokenizer.end_ids
+        pieces = () if at_end else (self._piece(written.token),)
+        if written.finish is not None:
+            with self.wakes:
+                del ticket.numbers[written.number]
+                if not ticket.numbers:
+                    self._tickets.remove(ticket)
+        if not ticket.is_cancelled:
+            ticket.notify(Delta(choice, written.text, pieces, written.finish, written.slides))
+
+    def _fail(self) -> None:
+        """Ends everything under way after a step that failed; what lies on the devices is made anew."""
+        with self.wakes:
+            tickets, self._tickets = self._tickets, []
+        for ticket in tickets:
+            for number in ticket.numbers:
+                self._model.texts.cancel(number)
+            if not ticket.is_cancelled:
+                ticket.notify(Failed(TemporaryFailure("the model failed at a step", "serve", "the same request again")))
+        self._model.engine.reset()
+
+    def _piece(self, token: Token) -> Piece:
+        """With the logarithms as JSON can say them."""
+        bytes_of = self._model.tokenizer.decode_bytes
+        likeliest = tuple((bytes_of([id]), logprob) for id, logprob in token.likeliest if math.isfinite(logprob))
+        return Piece(token.id, bytes_of([token.id]), token.logprob, likeliest)
