@@ -275,8 +275,9 @@ def test_rows_grow_when_a_longer_text_comes(monkeypatch):
 
 
 @pytest.mark.parametrize("mesh", [{"data": 2, "tensor": 2}, {"replica": 2, "data": 2}])
-def test_meshes_write_the_same(mesh):
-    """With rows in every group of devices, prefixes copied among those of one, and a text that slides."""
+def test_meshes_write_the_same(mesh, monkeypatch):
+    """With rows in every group of devices, prefixes copied among those of one, a text that slides, and chunks of one token."""
+    monkeypatch.setattr(chunks, "SHORTEST", 1)
     _, params, engine = make("learned", num_rows=4)
     config = replace(engine.config, mesh=schema.Mesh(**mesh))
     made = meshes.make(config.mesh)
