@@ -9,6 +9,7 @@ Parameters come in their storage sharding, gradients leave in it.
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,9 @@ from jax.sharding import PartitionSpec as P
 from mtnlg import pipeline
 from mtnlg.core import collectives, prng, schema
 from mtnlg.core.collectives import ContextShard, TensorShard
-from mtnlg.core.tree import cast
-from mtnlg.model import count, loss, objective, transformer
-from mtnlg.model.cache import Cache
+from mtnlg.core.tree import cast, map_with_path
+from mtnlg.model import cache as caches
+from mtnlg.model import count, int8, loss, objective, transformer
 from mtnlg.parallel import arrangement, specs, timetable, zero
 from mtnlg.parallel.mesh import BATCH
 
@@ -52,6 +53,16 @@ def context_shard(config: schema.Config) -> ContextShard:
     return ContextShard(config.mesh.context, ring=config.mesh.pipe == 1)
 
 
+class Laid(NamedTuple):
+    """How weights lie for generation, in the compute dtype, each whole but for its tensor shards.
+
+    apart: a tree a layer, not a stack; int8: the kernels of the blocks in eight bits.
+    """
+
+    apart: bool = False
+    int8: bool = False
+
+
 class Weights:
     """How one device comes from its stored shards to the weights that it computes with, and from their gradients back."""
 
@@ -73,7 +84,7 @@ class Weights:
     def for_forward(self, params: dict, shard: TensorShard) -> tuple[dict, dict]:
         """(the parameters of a forward, the arguments that `transformer.hidden` needs beside them), differentiable."""
         if self.config.mesh.zero < 3:
-            return transformer.own_groups(self.config.model, params, shard), {}
+            return transformer.own_groups(self.config.model, params, shard), {"dtype": self.dtype}
         outer = {name: part for name, part in params.items() if name != "blocks"}
         outer = zero.gather_now(outer, self.dims, lambda _, leaf: leaf.dtype, self.sum_dtype)
         own = transformer.own_groups(self.config.model, {**outer, "blocks": params["blocks"]}, shard)
@@ -181,10 +192,10 @@ def loss_and_grad(config: schema.Config, mesh: Mesh):
     return lambda params, batch, num_microbatches, step, table=None: over_mesh(params, batch, num_microbatches, step, table)
 
 
-def score(config: schema.Config, mesh: Mesh):
+def score(config: schema.Config, mesh: Mesh, laid: Laid | None = None):
     """(params, batch) -> (negative log-likelihood [B, L] in nats, whether the target was the likeliest token [B, L]).
 
-    Both in the sequences' own order, on all devices along `pipe` and `context`.
+    Both in the sequences' own order, on all devices along `pipe` and `context`. laid: how params lie for generation; None: as stored.
     """
     model = config.model
     weights, shard, context = Weights(config), TensorShard(config.mesh.tensor, config.mesh.sequence_parallel), context_shard(config)
@@ -208,24 +219,26 @@ def score(config: schema.Config, mesh: Mesh):
         return sent[0], sent[1].astype(bool)
 
     def local(shards, batch):
-        found = (piped if config.mesh.pipe > 1 else whole)(weights.for_step(shards), batch)
+        params = weights.for_step(shards) if laid is None else shards
+        found = (piped if config.mesh.pipe > 1 else whole)(params, batch)
         return tuple(context.in_order(context.all_places(x, 1, "scores, of all places"), 1) for x in found)
 
-    return _over(mesh, (weights.storage, {name: BATCH for name in BATCH_FIELDS}), (SCORES, SCORES))(local)
+    stored = weights.storage if laid is None else laid_specs(config, laid)
+    return _over(mesh, (stored, {name: BATCH for name in BATCH_FIELDS}), (SCORES, SCORES))(local)
 
 
-def pooled(config: schema.Config, mesh: Mesh):
+def pooled(config: schema.Config, mesh: Mesh, laid: Laid):
     """(params, batch) -> the hidden states after the final norm, each times its weight, summed over every row: [B, D]. No stages."""
     weights, shard, context = Weights(config), TensorShard(config.mesh.tensor, config.mesh.sequence_parallel), context_shard(config)
 
-    def local(shards, batch):
-        params, gathering = weights.for_forward(weights.for_step(shards), shard)
+    def local(params, batch):
+        params, gathering = weights.for_forward(params, shard)
         x_BLD, _ = transformer.hidden(config.model, params, batch, shard=shard, context=context, **gathering)
         sums_BD = objective.weighted_sum(x_BLD, shard.own_places(batch["weights"], 1))
         places = ("context", "tensor") if shard.shards_sequence else ("context",)
         return collectives.all_reduce(sums_BD, places, "hidden states, over the places of a text")
 
-    return _over(mesh, (weights.storage, {name: BATCH for name in BATCH_FIELDS}), P(SAMPLE_AXES, None))(local)
+    return _over(mesh, (laid_specs(config, laid), {name: BATCH for name in BATCH_FIELDS}), P(SAMPLE_AXES, None))(local)
 
 
 def compute_params(config: schema.Config, mesh: Mesh):
@@ -238,41 +251,59 @@ def compute_params(config: schema.Config, mesh: Mesh):
     return _over(mesh, (weights.storage,), weights.compute)(local)
 
 
-CACHE = Cache(P(None, SAMPLE_AXES, None, "tensor"), P(None, SAMPLE_AXES, None, "tensor"), ROWS, ROWS)
+def laid_specs(config: schema.Config, laid: Laid) -> dict:
+    """PartitionSpecs of the parameters as `laid` says. No pipeline stages."""
+    whole = Weights(config).compute
+    layer = jax.tree.map(lambda spec: P(*spec[1:]), whole["blocks"], is_leaf=is_spec)
+    if laid.int8:
+        narrow = lambda path, spec: _int8_specs(path, spec) if path.endswith("/kernel") else spec  # noqa: E731
+        layer = map_with_path(narrow, layer, is_leaf=is_spec)
+    stacked = jax.tree.map(lambda spec: P(None, *spec), layer, is_leaf=is_spec)
+    return {**whole, "blocks": (layer,) * config.model.num_layers if laid.apart else stacked}
 
 
-def prefill(config: schema.Config, mesh: Mesh):
-    """(params, tokens [B, L], positions, segment_ids, slots, cache) -> (logits of each row's last token [B, V] everywhere, cache).
+def _int8_specs(path: str, spec: P) -> int8.Int8:
+    shared = int8.input_dims(path)
+    return int8.Int8(spec, P(*(None if dim in shared else entry for dim, entry in enumerate(spec))))
 
-    A row's last token is the one with the highest position in segment 1; padding has segment 0 and a slot beyond the cache.
-    params as `compute_params` gives them: they are cast and gathered once for a whole generation, not for every token.
+
+def is_spec(leaf) -> bool:
+    return isinstance(leaf, P)
+
+
+CACHE = P(None, SAMPLE_AXES, "tensor")  # keys and values [N, B, G, S, K]
+
+
+def read(config: schema.Config, mesh: Mesh, laid: Laid, one_row: bool = False):
+    """(params, tokens [B, L], positions [B, L], row [R], places [B, P], cache) -> (logits [B, P, V] everywhere, cache).
+
+    Reads L more tokens of every row, or, with `one_row`, in each group of devices with other samples those of the one of its rows that
+    `row` says: B is R, the number of groups, then. places: which of the L are told of. positions: as for `transformer.hidden_cached`.
+    params lie as `laid` says: they are cast, gathered and laid once for a whole generation, not for every token.
     """
-    model, shard = config.model, TensorShard(config.mesh.tensor)
+    model, shard, dtype = config.model, TensorShard(config.mesh.tensor), jnp.dtype(config.train.compute_dtype)
 
-    def local(params, tokens_BL, positions_BL, segment_ids_BL, slots_BL, cache):
+    def local(params, tokens_BL, positions_BL, row_R, places_BP, cache):
         params = transformer.own_groups(model, params, shard)
-        x_BLD, cache = transformer.hidden_cached(model, params, tokens_BL, positions_BL, segment_ids_BL, slots_BL, cache, shard)
-        last_B = jnp.argmax(jnp.where(segment_ids_BL == 1, positions_BL, -1), axis=1)
-        x_BD = jnp.take_along_axis(x_BLD, last_B[:, None, None], axis=1)[:, 0]
-        logits_BV = loss.chunk_logits(x_BD, transformer.head_kernel(model, params), model.vocab_size, shard)
+        row = row_R[0] if one_row else None
+        x_BLD, cache = transformer.hidden_cached(model, params, tokens_BL, positions_BL, row, cache, dtype, shard)
+        x_BPD = jnp.take_along_axis(x_BLD, places_BP[..., None], axis=1)
+        x_TD = x_BPD.reshape(-1, x_BPD.shape[-1])
+        logits_TV = loss.chunk_logits(x_TD, transformer.head_kernel(model, params), model.vocab_size, shard)
         # Sampling looks at whole rows; that all devices draw all rows costs nothing that shows, and needs no other collective.
-        logits_BV = collectives.all_gather(logits_BV, "tensor", 1, "logits, of the whole vocabulary")
+        logits_TV = collectives.all_gather(logits_TV, "tensor", 1, "logits, of the whole vocabulary")
+        logits_BPV = logits_TV.reshape(*places_BP.shape, -1)
         for axis in reversed(SAMPLE_AXES):
-            logits_BV = collectives.all_gather(logits_BV, axis, 0, "logits, of all rows")
-        return logits_BV, cache
+            logits_BPV = collectives.all_gather(logits_BPV, axis, 0, "logits, of all rows")
+        return logits_BPV, cache
 
-    return _over(mesh, (Weights(config).compute, ROWS, ROWS, ROWS, ROWS, CACHE), (P(), CACHE))(local)
+    return _over(mesh, (laid_specs(config, laid), ROWS, ROWS, ROWS, ROWS, CACHE), (P(), CACHE))(local)
 
 
-def decode_step(config: schema.Config, mesh: Mesh):
-    """(params, tokens [B], positions [B], cache) -> (logits [B, V] of the next token, cache): one token for every row.
+def copy_prefix(mesh: Mesh):
+    """(cache, source [R], target [R], num_blocks [R]) -> cache: `cache.copy_prefix` between rows of each group of devices."""
 
-    A token lies in the slot of its position. The same program as prefill, with L = 1.
-    """
-    run = prefill(config, mesh)
+    def local(cache, source_R, target_R, num_blocks_R):
+        return caches.copy_prefix(cache, source_R[0], target_R[0], num_blocks_R[0])
 
-    def step(params, tokens_B, positions_B, cache):
-        positions_BL = positions_B[:, None]
-        return run(params, tokens_B[:, None], positions_BL, jnp.ones_like(positions_BL), positions_BL, cache)
-
-    return step
+    return _over(mesh, (CACHE, ROWS, ROWS, ROWS), CACHE)(local)

@@ -33,7 +33,8 @@ ALLOWED = {
     "launch": {"core"},
     "pretrained": {"core", "data", "checkpoint", "layered", "weights", "interop", "model", "parallel"},
 }
-ALLOWED["lm"] = {"pretrained", "infer", "pipeline", "spmd", *ALLOWED["pretrained"]}
+ALLOWED["text_engine"] = {"data", *ALLOWED["infer"], "infer"}
+ALLOWED["lm"] = {"pretrained", "text_engine", *ALLOWED["text_engine"], *ALLOWED["pretrained"]}
 ALLOWED["pretrain"] = {"lm", "corpus", "train", "run", *ALLOWED["lm"]}
 ALLOWED["serve"] = {"lm", *ALLOWED["lm"]}
 ALLOWED["cli"] = set(ALLOWED)

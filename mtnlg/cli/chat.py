@@ -68,7 +68,7 @@ def _answer(model, ids: list[int], settings: dict) -> str:
     if room < 1:
         raise ConfigError(f"the conversation has {len(ids)} tokens, and the model reads {seq_len}", "chat", RESET)
     pieces = []
-    for piece in model.stream_from(ids, **settings | {"max_new_tokens": min(settings["max_new_tokens"], room)}):
+    for piece in model.stream(ids, **settings | {"max_new_tokens": min(settings["max_new_tokens"], room)}):
         pieces.append(piece)
         print(piece.translate(_SHOWN), end="", flush=True)
     print(flush=True)

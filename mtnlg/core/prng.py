@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 # What a key is for; the first number folded into the run's seed.
-WEIGHTS, DROPOUT, SAMPLING = range(3)
+WEIGHTS, DROPOUT, SAMPLING, DRAFT, ACCEPTANCE, CORRECTION = range(6)
 # Where a dropout mask is applied.
 EMBEDDING, ATTENTION, ATTENTION_OUTPUT, MLP_OUTPUT = range(4)
 

@@ -11,9 +11,9 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def map_with_path(function: Callable, tree, *rest):
+def map_with_path(function: Callable, tree, *rest, is_leaf: Callable | None = None):
     """`function('a/b/c', leaf, ...)` on every leaf."""
-    return jax.tree_util.tree_map_with_path(lambda path, *leaf: function(path_name(path), *leaf), tree, *rest)
+    return jax.tree_util.tree_map_with_path(lambda path, *leaf: function(path_name(path), *leaf), tree, *rest, is_leaf=is_leaf)
 
 
 def by_path(tree) -> dict:

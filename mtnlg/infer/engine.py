@@ -1,34 +1,64 @@
-"""Generation over token ids: prefill a batch of prompts, then one token a step, the cache updated in place."""
+"""Generation over token ids: continuous batching over the rows of a cache.
 
-import functools
-import math
+A request takes a free row, its prompt is read in chunks counted from its beginning, and then every step writes one token in every row.
+What a row holds of an earlier prompt is not read again. The chunks, the number of rows and attention's blocks are fixed, so that the
+bits of a request's logits, and with them its tokens, depend neither on what runs beside it nor on what was found read.
+"""
+
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from mtnlg import spmd
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError
-from mtnlg.core.tree import cast
-from mtnlg.infer.sampling import Sampling, sample
+from mtnlg.infer.laying import lay
+from mtnlg.infer.programs import Beginning, Programs, Told, sampling_of
+from mtnlg.infer.request import Request, Token, check_settings
 from mtnlg.model import cache as caches
-from mtnlg.parallel import mesh as meshes
+
+FIRST_SLOTS = 2048  # at most, of each row; more when a text needs them
+SHORTEST = 16  # tokens of the shortest chunk; the others are powers of two
 
 
-class Request(NamedTuple):
-    """One prompt and how to continue it. temperature 0 is greedy; top_k 0 and top_p 1 allow everything."""
+class Event(NamedTuple):
+    """A token of request `number`. finish: "stop" (this is one of its stop ids) or "length" with the last one, else None.
 
-    prompt: Sequence[int]
-    max_new_tokens: int = 64
-    temperature: float = 0.8
-    top_k: int = 0
-    top_p: float = 0.95
-    seed: int = 0
+    slides: how often the beginning of the text has been dropped.
+    """
+
+    number: int
+    token: Token
+    finish: str | None
+    slides: int
+
+
+class Text:
+    """One request in its row."""
+
+    def __init__(self, number: int, request: Request):
+        self.number, self.request = number, request
+        self.ids = [int(id) for id in request.prompt]  # what the row reads: the prompt, and what was written
+        self.row = -1
+        self.num_read = 0  # of the ids, as a prompt
+        self.position = 0  # of the last token written, which the next step reads
+        self.num_sent = 0  # tokens that are being written or have been
+        self.num_written = 0
+        self.dropped, self.slides = 0, 0
+        self.reads, self.ended = True, False
+
+    @property
+    def writes(self) -> bool:
+        """Whether the next step gives it a token."""
+        return not (self.reads or self.ended) and self.num_sent < self.request.max_new_tokens
+
+    def slide(self, kept: int) -> None:
+        """Goes on from its last tokens, which are to be read anew."""
+        self.dropped, self.slides = self.dropped + len(self.ids) - kept, self.slides + 1
+        self.ids, self.num_read, self.reads = self.ids[-kept:], 0, True
 
 
 def refuse_stages(config: schema.Config) -> None:
@@ -39,124 +69,315 @@ def refuse_stages(config: schema.Config) -> None:
 
 
 class Engine:
-    """A model ready to generate: parameters in the compute dtype and the two compiled programs, over the samples and tensor axes."""
+    """A model ready to generate: weights as they are read, a cache of `num_rows` rows, and the compiled programs."""
 
-    def __init__(self, config: schema.Config, mesh: Mesh, params, num_ids: int | None = None):
+    def __init__(
+        self,
+        config: schema.Config,
+        mesh: Mesh,
+        params,
+        num_ids: int | None = None,
+        num_rows: int = 1,
+        context: int | None = None,
+        laid: spmd.Laid = spmd.Laid(),  # noqa: B008, a constant
+        int8_cache: bool = False,
+        consume: bool = False,
+    ):
         """num_ids: only ids below it are read and drawn, for a tokenizer smaller than the model; none: the model's vocabulary.
 
-        Raises ConfigError for a mesh with pipeline stages.
+        num_rows: texts written at once, rounded up to as many for each group of devices. context: tokens of a text at most; none:
+        model.seq_len. consume: as for `laying.lay`. Raises ConfigError for a mesh with pipeline stages, and a context beyond learned
+        positions.
         """
         refuse_stages(config)
-        self.config, self.mesh = config, mesh
-        self.num_ids = num_ids = num_ids or config.model.vocab_size
-        self.dtype = jnp.dtype(config.train.compute_dtype)
-        # With ZeRO 0 they are stored as they are computed with, and stay where they are. (jax.jit would copy them.)
-        whole = config.mesh.zero == 0
-        self._compute_params = functools.partial(cast, dtype=self.dtype) if whole else jax.jit(spmd.compute_params(config, mesh))
-        self.load(params)
-        prefill, decode_step = spmd.prefill(config, mesh), spmd.decode_step(config, mesh)
+        self.config, self.mesh, self.laid = config, mesh, laid
+        self.context, longest = context or config.model.seq_len, config.model.seq_len
+        if config.model.position == "learned" and self.context > longest:
+            what = f"a context of {self.context} tokens, and the model has {longest} learned positions"
+            raise ConfigError(what, "context", f"{longest} or less")
+        self.num_ids = num_ids or config.model.vocab_size
+        self.num_groups = config.mesh.num_sample_shards
+        self.num_rows = -(-num_rows // self.num_groups) * self.num_groups
+        self.programs = Programs(config, mesh, laid, self.num_rows, self.num_ids, int8_cache)
+        self.load(params, consume)
+        self._numbers = 0
+        self._queue: deque[Text] = deque()
+        self._texts: list[Text | None] = [None] * self.num_rows
+        self._lanes: list[Text | None] = [None] * self.num_groups  # whose prompt is being read, in each group of devices
+        self._used = [0] * self.num_rows  # when each row was last taken
+        self._sent: list[tuple[Told, list[tuple[int, Text]]]] = []  # steps under way, and who gets which of their tokens
+        self._cache, self._rows = None, None
+        self._active, self._active_rows = None, None
+        self.reused_tokens = 0
 
-        def first(params, tokens_BL, positions_BL, segment_ids_BL, slots_BL, cache, sampling, lengths_B):
-            logits_BV, cache = prefill(params, tokens_BL, positions_BL, segment_ids_BL, slots_BL, cache)
-            return sample(logits_BV[:, :num_ids], sampling, lengths_B), cache
+    def load(self, params: dict, consume: bool = False) -> None:
+        """Takes other weights of the same model; the compiled programs stay. What was read with the old ones is forgotten."""
+        self.params = lay(self.config, self.mesh, self.laid, params, consume)
+        self.forget()
 
-        def following(params, tokens_B, positions_B, cache, sampling):
-            logits_BV, cache = decode_step(params, tokens_B, positions_B, cache)
-            return sample(logits_BV[:, :num_ids], sampling, positions_B + 1), positions_B + 1, cache
-
-        everywhere = NamedSharding(mesh, P())
-        in_place = jax.tree.map(lambda spec: NamedSharding(mesh, spec), spmd.CACHE, is_leaf=lambda x: isinstance(x, P))
-        self._first = jax.jit(first, donate_argnums=5, out_shardings=(everywhere, in_place))
-        self._following = jax.jit(following, donate_argnums=3, out_shardings=(everywhere, everywhere, in_place))
-        self._empty = jax.jit(self._empty_cache, static_argnums=(0, 1), out_shardings=in_place)
-
-    def _empty_cache(self, num_rows: int, num_slots: int):
-        return caches.empty(self.config.model, num_rows, num_slots, self.dtype, self.config.mesh.tensor)
-
-    def load(self, params) -> None:
-        """Takes other weights of the same model; the compiled programs stay."""
-        self.params = self._compute_params(params)
+    def forget(self) -> None:
+        """What rows hold of earlier prompts is read again when it comes again."""
+        self._prefixes: list[list[int]] = [[] for _ in range(self.num_rows)]  # ids that chunks have left in each row
 
     def unload(self) -> None:
-        """Lets the weights go; `load` brings others."""
-        self.params = None
+        """Lets the weights and the cache go; `load` brings other weights."""
+        self.params, self._cache, self._rows = None, None, None
+        self.forget()
 
     def check(self, request: Request) -> None:
         """Raises ConfigError for a request that the model cannot honour."""
-        limit, longest = self.config.model.seq_len, len(request.prompt) + request.max_new_tokens
-        if not request.prompt:
+        length, longest = len(request.prompt), len(request.prompt) + request.max_new_tokens
+        if not length:
             raise ConfigError("the prompt has no tokens", "prompt", "at least one token; the end-of-document token starts afresh")
         self.check_ids(request.prompt, "prompt")
-        if self.config.model.position == "learned" and longest > limit:
-            cure = f"at most {limit - len(request.prompt)} new tokens" if len(request.prompt) < limit else "a shorter prompt"
-            raise ConfigError(
-                f"{len(request.prompt)} tokens of prompt and {request.max_new_tokens} new ones exceed the {limit} learned positions",
-                "prompt",
-                cure,
-            )
-        legal = {
-            "max_new_tokens": (request.max_new_tokens >= 1, "1 or more"),
-            "temperature": (0 <= request.temperature < math.inf, "0 (greedy) or more"),
-            "top_k": (0 <= request.top_k < 2**31, "0 (all) or more"),
-            "top_p": (0 < request.top_p <= 1, "more than 0, at most 1"),
-            "seed": (0 <= request.seed < 2**32, f"0 to {2**32 - 1}"),
-        }
-        for name, (good, cure) in legal.items():
-            if not good:
-                raise ConfigError(f"{name}={getattr(request, name)} is out of range", name, cure)
+        check_settings(request)
+        if request.logit_bias:
+            self.check_ids(list(request.logit_bias), "logit_bias")
+        if length >= self.context or (longest > self.context and not request.slide):
+            cure = f"at most {self.context - length} new tokens" if length < self.context else "a shorter prompt"
+            what = f"{length} tokens of prompt and {request.max_new_tokens} new ones exceed the context of {self.context}"
+            raise ConfigError(what, "prompt", cure)
 
     def check_ids(self, ids: Sequence[int], name: str) -> None:
         """Raises ConfigError for ids that the model, or its tokenizer, does not have."""
         if max(ids) >= self.num_ids or min(ids) < 0:
             raise ConfigError(f"the {name} has ids beyond the vocabulary of {self.num_ids}", name)
 
-    def stream(self, requests: Sequence[Request]) -> Iterator[np.ndarray]:
-        """Yields the new tokens of all rows [B] int32, step after step, up to the longest request; stop by closing the iterator."""
+    # Requests come and go
+
+    def submit(self, request: Request) -> int:
+        """Queues a request and returns its number. Raises ConfigError as `check` does."""
+        self.check(request)
+        self._numbers += 1
+        self._queue.append(Text(self._numbers, request))
+        return self._numbers
+
+    def cancel(self, number: int) -> None:
+        """Ends a request, if it has not ended: the next step does nothing for it, and its row is free."""
+        self._queue = deque(text for text in self._queue if text.number != number)
+        for text in self._texts:
+            if text is not None and text.number == number:
+                self._end(text)
+
+    @property
+    def num_queued(self) -> int:
+        return len(self._queue)
+
+    @property
+    def num_running(self) -> int:
+        return sum(text is not None for text in self._texts)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._queue or self._sent or self.num_running)
+
+    def reserve(self, num_tokens: int) -> None:
+        """Makes room for texts of that length in every row, as `step` does when one comes."""
+        slots = min(_slots(self.context), max(_slots(num_tokens), FIRST_SLOTS))
+        if self._cache is None:
+            self._cache, self._rows = self.programs.empty_cache(slots), self.programs.empty_rows()
+        elif slots > self._cache.num_slots:
+            self._cache = self.programs.grown(self._cache, slots)
+
+    def step(self) -> list[Event]:
+        """Reads a chunk of a waiting prompt in each group of devices, writes a token in every row that writes, and tells the tokens of
+        the step before: the devices are at work on this one meanwhile."""
+        events = self._slide()
+        self._take_rows()
+        if any(self._lanes):
+            self._read_chunk()
+        if writing := [text for text in self._texts if text is not None and text.writes]:
+            self._write(writing)
+        return events + self._tell(keep=1 if writing else 0)
+
+    def run(self, requests: Sequence[Request]) -> Iterator[Event]:
+        """The events of these requests, numbered from 0 in their order. Closed early, it cancels what has not ended.
+
+        Raises ConfigError for one that cannot be honoured, before any is begun.
+        """
         for request in requests:
             self.check(request)
-        if not requests:
-            return
-        asked = len(requests)
-        requests = [*requests, *[requests[0]] * (-asked % self.config.mesh.num_sample_shards)]  # as many rows on each device
-        lengths_B = np.array([len(r.prompt) for r in requests], np.int32)
-        # Lengths are rounded up so that prompts of like length share one compiled program.
-        width, steps = rounded_up(int(lengths_B.max())), max(r.max_new_tokens for r in requests)
-        slots = rounded_up(width + steps)
-        places_L = np.arange(width, dtype=np.int32)
-        real_BL = places_L < lengths_B[:, None]
-        tokens_BL = np.zeros((len(requests), width), np.int32)
-        for row, request in enumerate(requests):
-            tokens_BL[row, : len(request.prompt)] = request.prompt
-        positions_BL = np.where(real_BL, places_L, 0).astype(np.int32)
-        slots_BL = np.where(real_BL, places_L, slots).astype(np.int32)  # padding is dropped
-        dtypes = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32, "seed": np.uint32}
-        fields = {name: np.array([getattr(r, name) for r in requests], dtype) for name, dtype in dtypes.items()}
-        sampling = Sampling(**meshes.put(self.mesh, fields, P()))
-        read = {"tokens": tokens_BL, "positions": positions_BL, "segment_ids": real_BL.astype(np.int32), "slots": slots_BL}
-        read = meshes.put(self.mesh, read, P())
-        positions_B = meshes.put(self.mesh, {"lengths": lengths_B}, P())["lengths"]
-        tokens_B, cache = self._first(self.params, *read.values(), self._empty(len(requests), slots), sampling, positions_B)
-        yield np.asarray(tokens_B)[:asked]
-        for _ in range(steps - 1):
-            tokens_B, positions_B, cache = self._following(self.params, tokens_B, positions_B, cache, sampling)
-            yield np.asarray(tokens_B)[:asked]
+        places = {self.submit(request): place for place, request in enumerate(requests)}
+        try:
+            while any(number in places for number in self._numbers_under_way()):
+                for event in self.step():
+                    if event.number in places:
+                        yield event._replace(number=places[event.number])
+        finally:
+            for number in places:
+                self.cancel(number)
 
-    def generate(self, requests: Sequence[Request], stop_ids: Sequence[int] = ()) -> list[list[int]]:
+    def generate(self, requests: Sequence[Request]) -> list[list[int]]:
         """The new ids of each request, without the stop id that ended it."""
         outputs: list[list[int]] = [[] for _ in requests]
-        going = [True] * len(requests)
-        for tokens_B in self.stream(requests):
-            for row, request in enumerate(requests):
-                if going[row] and int(tokens_B[row]) in stop_ids:
-                    going[row] = False
-                elif going[row]:
-                    outputs[row].append(int(tokens_B[row]))
-                    going[row] = len(outputs[row]) < request.max_new_tokens
-            if not any(going):
-                break
+        for number, token, finish, _ in self.run(requests):
+            if finish != "stop":
+                outputs[number].append(token.id)
         return outputs
 
+    def _numbers_under_way(self) -> set[int]:
+        texts = (*self._queue, *(text for text in self._texts if text is not None))
+        return {text.number for text in texts}
 
-def rounded_up(length: int) -> int:
-    """The next power of two, at least 16."""
-    return max(16, 1 << (length - 1).bit_length())
+    def _end(self, text: Text) -> None:
+        text.ended = True
+        self._texts[text.row] = None
+        self._lanes = [None if lane is text else lane for lane in self._lanes]
+
+    # Prompts
+
+    def _take_rows(self) -> None:
+        """Gives the first of the queue a row, in each group of devices that reads no prompt."""
+        for group, lane in enumerate(self._lanes):
+            again = [text for text in map(self._texts.__getitem__, self._rows_of(group)) if text is not None and text.reads]
+            if lane is None and again:
+                lane = self._lanes[group] = again[0]
+            free = [row for row in self._rows_of(group) if self._texts[row] is None]
+            if lane is None and free and self._queue:
+                self._take_row(self._queue.popleft(), group, free)
+
+    def _rows_of(self, group: int) -> range:
+        size = self.num_rows // self.num_groups
+        return range(group * size, (group + 1) * size)
+
+    def _take_row(self, text: Text, group: int, free: list[int]) -> None:
+        """The free row that holds the longest beginning of the prompt, or else the one not used for longest, into which it is copied."""
+        self.reserve(min(len(text.ids) + text.request.max_new_tokens, self.context))
+        shared = {row: _shared(self._prefixes[row], text.ids) for row in self._rows_of(group)}
+        source = max(shared, key=lambda row: (shared[row], row in free, -self._used[row]))
+        text.row = source if source in free and shared[source] else min(free, key=lambda row: self._used[row])
+        text.num_read = shared[source]
+        self.reused_tokens += text.num_read
+        if text.row != source and text.num_read:
+            size, numbers = self.num_rows // self.num_groups, np.zeros((3, self.num_groups), np.int32)
+            numbers[:, group] = source % size, text.row % size, text.num_read // caches.BLOCK
+            self._cache = self.programs.copy_prefix(self._cache, *self.programs.put(tuple(numbers), spmd.ROWS))
+        self._prefixes[text.row] = text.ids[: text.num_read]
+        self._used[text.row] = max(self._used) + 1
+        self._texts[text.row] = self._lanes[group] = text
+
+    def _read_chunk(self) -> None:
+        """One chunk for every lane whose next is as long as the first one's; the first token of those whose prompt ends with it."""
+        width = next(_width(lane) for lane in self._lanes if lane is not None)
+        lanes = [lane if lane is not None and _width(lane) == width else None for lane in self._lanes]
+        shape, size = (self.num_groups, width), self.num_rows // self.num_groups
+        tokens_RL, positions_RL = np.zeros(shape, np.int32), np.full(shape, caches.IDLE, np.int32)
+        row_R, places_R = np.zeros((2, self.num_groups), np.int32)
+        for group, text in enumerate(lanes):
+            if text is not None:
+                chunk = text.ids[text.num_read : text.num_read + width]
+                tokens_RL[group, : len(chunk)] = chunk
+                positions_RL[group] = text.num_read + np.arange(width)
+                row_R[group], places_R[group] = text.row % size, len(chunk) - 1
+        inputs = self.programs.put((tokens_RL, positions_RL, row_R, places_R), spmd.ROWS)
+        logits_RV, self._cache = self.programs.chunk(self.params, *inputs, self._cache)
+        finished: list[Text | None] = []
+        for group, text in enumerate(lanes):
+            if text is not None:
+                text.num_read = min(text.num_read + width, len(text.ids))
+                self._prefixes[text.row] = text.ids[: text.num_read]
+            whole = text is not None and text.num_read == len(text.ids)
+            finished.append(text if whole else None)
+            if whole:
+                self._lanes[group], text.reads, text.position = None, False, len(text.ids)
+        if any(finished):
+            self._begin(finished, logits_RV)
+
+    def _begin(self, texts: list[Text | None], logits_RV) -> None:
+        """Draws the first token of those texts, one of each group or none."""
+        in_prompt_RV, bias_RV = np.zeros((len(texts), self.num_ids), bool), np.zeros((len(texts), self.num_ids), np.float32)
+        for group, text in enumerate(texts):
+            if text is not None:
+                in_prompt_RV[group, np.asarray(text.request.prompt)] = True
+                for id, bias in text.request.logit_bias.items():
+                    bias_RV[group, id] = bias
+        beginning = Beginning(
+            np.array([self.num_rows if text is None else text.row for text in texts], np.int32),
+            np.array([0 if text is None else len(text.ids) for text in texts], np.int32),
+            np.array([0 if text is None else text.dropped for text in texts], np.int32),
+            np.array([text is not None and text.slides > 0 for text in texts]),
+            sampling_of([{} if text is None else text.request._asdict() for text in texts]),
+            in_prompt_RV,
+            bias_RV,
+        )
+        wanted = any(text is not None and text.request.num_likeliest is not None for text in texts)
+        self._rows, told = self.programs.begin(self._rows, logits_RV, self.programs.put(beginning), wanted)
+        self._send(told, [(group, text) for group, text in enumerate(texts) if text is not None])
+
+    # Tokens
+
+    def _write(self, writing: list[Text]) -> None:
+        """One token more for each of these texts."""
+        rows = [text.row for text in writing]
+        if rows != self._active_rows:
+            self._active_rows, self._active = rows, self.programs.put(np.isin(np.arange(self.num_rows), rows))
+        wanted = any(text.request.num_likeliest is not None for text in writing)
+        self._rows, self._cache, told = self.programs.step(self.params, self._rows, self._cache, self._active, wanted)
+        self._send(told, [(text.row, text) for text in writing])
+        for text in writing:
+            text.position += 1
+
+    def _send(self, told: Told, whose: list[tuple[int, Text]]) -> None:
+        for _, text in whose:
+            text.num_sent += 1
+        self._sent.append((told, whose))
+
+    def _tell(self, keep: int) -> list[Event]:
+        """The events of all steps under way but the last `keep`."""
+        events = []
+        while len(self._sent) > keep:
+            told, whose = self._sent.pop(0)
+            going = [(place, text) for place, text in whose if not text.ended]
+            if going:
+                host = Told(*(np.asarray(a) for a in told))
+                events += [self._event(text, _token(host, place, text.request.num_likeliest)) for place, text in going]
+        return events
+
+    def _event(self, text: Text, token: Token) -> Event:
+        text.ids.append(token.id)
+        text.num_written += 1
+        stopped, full = token.id in text.request.stop_ids, text.num_written == text.request.max_new_tokens
+        if stopped or full:
+            self._end(text)
+        return Event(text.number, token, "stop" if stopped else "length" if full else None, text.slides)
+
+    def _slide(self) -> list[Event]:
+        """Texts whose last token has no slot go on from their last half: the events of the steps under way, which must be known for it."""
+        if not any(text.writes and text.position >= self.context for text in self._texts if text is not None):
+            return []
+        events = self._tell(keep=0)
+        for text in self._texts:
+            if text is not None and text.writes and text.position >= self.context:
+                text.slide(max(self.context // 2, 1))
+                self._prefixes[text.row] = []
+        return events
+
+
+def _token(host: Told, place: int, num_likeliest: int | None) -> Token:
+    id = int(host.tokens_B[place])
+    if num_likeliest is None:
+        return Token(id)
+    pairs = zip(host.likeliest_BK[place][:num_likeliest], host.likeliest_logprobs_BK[place][:num_likeliest], strict=True)
+    return Token(id, float(host.logprobs_B[place]), tuple((int(other), float(logprob)) for other, logprob in pairs))
+
+
+def _width(text: Text) -> int:
+    """Of the next chunk of its prompt: a whole block, or the next power of two of what is left."""
+    return min(power_of_two(len(text.ids) - text.num_read, SHORTEST), caches.BLOCK)
+
+
+def _shared(prefix: Sequence[int], ids: Sequence[int]) -> int:
+    """Tokens of whole blocks with which both begin; at least one of the ids is left to be read."""
+    limit = min(len(prefix), len(ids) - 1) // caches.BLOCK
+    blocks = (slice(n * caches.BLOCK, (n + 1) * caches.BLOCK) for n in range(limit))
+    return next((n for n, block in enumerate(blocks) if prefix[block] != ids[block]), limit) * caches.BLOCK
+
+
+def _slots(num_tokens: int) -> int:
+    """The power of two, in blocks, that holds so many tokens."""
+    return power_of_two(num_tokens, caches.BLOCK)
+
+
+def power_of_two(number: int, least: int) -> int:
+    """The next one, at least `least`."""
+    return max(least, 1 << (number - 1).bit_length())

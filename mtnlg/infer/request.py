@@ -16,7 +16,7 @@ class Request(NamedTuple):
     it if positive, else multiplied (Keskar et al. 2019, arXiv 1909.05858, section 4.1). presence_penalty, frequency_penalty: taken from
     the logits of tokens written since, once, and as often as they were. logit_bias: added to the logits of these ids. num_likeliest: how
     many of the likeliest tokens of each place are told, with log-probabilities; None: none, and not the chosen one's either.
-    slide: where learned positions end, go on from the last half of the text, read anew.
+    slide: where the context ends, go on from the last half of the text, read anew.
     """
 
     prompt: Sequence[int]

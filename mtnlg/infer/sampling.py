@@ -78,19 +78,20 @@ def _ordered(x):
 
 
 def _heaviest(ranks_BV, weights_BV, limits_B):
-    """[B, V] bool: the tokens for which the weights of all that rank higher sum to less than the limit, which is positive.
+    """[B, V] bool: the tokens for which the weights of all that rank higher sum to less than the limit, and the highest in any case.
 
-    The lowest such rank is found by halving, at most 32 times, without sorting: sums of more weights are never less, rounded or not.
+    The lowest such rank is found by halving, without sorting: the sum of more weights is never less, rounded or not. Always 32 times, for
+    its bits: to ask whether all rows are done would let an accelerator wait for the answer.
     """
 
-    def halve(state):
-        low_B, high_B = state
+    def halve(_, bounds):
+        low_B, high_B = bounds
         middle_B = low_B + (high_B - low_B) // 2
         fits_B = jnp.sum(jnp.where(ranks_BV > middle_B[:, None], weights_BV, 0), axis=-1) < limits_B
         return jnp.where(fits_B, low_B, middle_B + 1), jnp.where(fits_B, middle_B, high_B)
 
-    bounds = jnp.min(ranks_BV, axis=-1), jnp.max(ranks_BV, axis=-1)
-    lowest_B, _ = jax.lax.while_loop(lambda state: jnp.any(state[0] < state[1]), halve, bounds)
+    highest_B = jnp.max(ranks_BV, axis=-1)
+    _, lowest_B = jax.lax.fori_loop(0, 32, halve, (jnp.zeros_like(highest_B), highest_B))
     return ranks_BV >= lowest_B[:, None]
 
 
@@ -98,6 +99,11 @@ def _warmed(logits_BV, sampling: Sampling):
     """Penalised logits over the temperature, -inf where they are not allowed."""
     warm_BV = logits_BV / jnp.maximum(sampling.temperature, 1e-6)[:, None]
     return jnp.where(allowed(warm_BV, sampling.top_k, sampling.top_p, sampling.min_p), warm_BV, -jnp.inf)
+
+
+def row_keys(seed_B, purpose: int, positions_B):
+    """A key [B] for each row: of its seed, what it is for (core/prng.py) and a position."""
+    return jax.vmap(lambda seed, position: prng.key(seed, purpose, position))(seed_B, positions_B)
 
 
 def draw(logits_BV, keys_B):
@@ -116,8 +122,8 @@ def sample(logits_BV, sampling: Sampling, history: History, positions_B):
     greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
 
     def drawn():
-        keys_B = jax.vmap(lambda seed, position: prng.key(seed, prng.SAMPLING, position))(sampling.seed, positions_B)
-        return jnp.where(sampling.temperature > 0, draw(_warmed(logits_BV, sampling), keys_B), greedy_B)
+        drawn_B = draw(_warmed(logits_BV, sampling), row_keys(sampling.seed, prng.SAMPLING, positions_B))
+        return jnp.where(sampling.temperature > 0, drawn_B, greedy_B)
 
     return jax.lax.cond(jnp.any(sampling.temperature > 0), drawn, lambda: greedy_B)
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from mtnlg import spmd
-from mtnlg.infer.engine import Engine, rounded_up
+from mtnlg.infer.engine import Engine, power_of_two
 from mtnlg.parallel import mesh as meshes
 
 TOKENS_AT_ONCE = 1 << 13  # of a device; the rows of a batch are as many as fit, at least one
@@ -49,7 +49,7 @@ class Scorer:
     def __init__(self, engine: Engine):
         self.engine = engine
         config = dataclasses.replace(engine.config, mesh=dataclasses.replace(engine.config.mesh, zero=0))
-        self._score, self._pooled = (jax.jit(program(config, engine.mesh)) for program in (spmd.score, spmd.pooled))
+        self._score, self._pooled = (jax.jit(program(config, engine.mesh, engine.laid)) for program in (spmd.score, spmd.pooled))
 
     def scores(self, rows: Sequence[Sequence[int]], firsts: Sequence[int]) -> list[Scores]:
         """Of each row, the scores of ids[first:], each token after all that stand before it in its window. first is 1 or more.
@@ -106,7 +106,7 @@ class Scorer:
         """The length of the batch that a window lies in: a power of two that can be parted over the mesh, at most model.seq_len."""
         mesh = self.engine.config.mesh
         parts = math.lcm(2 * mesh.context if mesh.context > 1 else 1, mesh.context * mesh.tensor if mesh.sequence_parallel else 1)
-        return min(-(-rounded_up(length) // parts) * parts, self.engine.config.model.seq_len)
+        return min(-(-power_of_two(length, 16) // parts) * parts, self.engine.config.model.seq_len)
 
     def _fields(self, rows, batch_windows: list[Window], width: int) -> dict:
         """A batch [B, width]; for each group of devices as many rows, a power of two, those without a window all padding."""

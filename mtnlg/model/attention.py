@@ -7,6 +7,7 @@ from mtnlg.core import schema
 from mtnlg.core.collectives import ContextShard, TensorShard
 from mtnlg.core.prng import Dropout
 from mtnlg.model import blockwise, positions
+from mtnlg.model.attention_cached import attend_cached
 from mtnlg.model.attention_core import Places, attend, attend_again, penalty_of, visible
 from mtnlg.model.cache import LayerCache
 from mtnlg.model.layers import Linear, normalise, residual_std
@@ -42,9 +43,10 @@ class Attention(nn.Module):
 
         updated = None
         if cache is not None:
-            k_BLGK, v_BLGK, updated = cache.extend(k_BLGK, v_BLGK)
-            places = places._replace(key_positions_BS=cache.cache.positions_BS, key_segments_BS=cache.cache.segment_ids_BS)
-        if self.context.size > 1:
+            extended = cache.extend(k_BLGK, v_BLGK)
+            updated = extended.cache
+            out_BLHK = attend_cached(model, q_BLHK, extended, slopes_H)
+        elif self.context.size > 1:
             known = blockwise.Known(places, slopes_H, heads_H, dropout)
             out_BLHK = blockwise.attend_in_blocks(model, self.context, q_BLHK, k_BLGK, v_BLGK, known)
         else:

@@ -65,6 +65,19 @@ def weigh(q_BLHK, k_BSGK, v_BSGK, seen_BLS, penalty_BHLS, dropout: Dropout | Non
     return out.reshape(num_rows, num_heads, length, head_dim), sum_BHL, shift_BHL
 
 
+def merge(ours, theirs):
+    """Two results of `weigh` for the same queries and different keys, as one. Where nothing was seen, the shift makes nothing of it."""
+    shift = jnp.maximum(ours[2], theirs[2])
+    a, b = jnp.exp(ours[2] - shift), jnp.exp(theirs[2] - shift)
+    return ours[0] * a[..., None] + theirs[0] * b[..., None], ours[1] * a + theirs[1] * b, shift
+
+
+def nothing_seen(shape_BHL: tuple, head_dim: int, dtype):
+    """What `merge` begins with."""
+    zeros = jnp.zeros(shape_BHL, dtype)
+    return jnp.zeros((*shape_BHL, head_dim), dtype), zeros, jnp.full(shape_BHL, jnp.finfo(dtype).min, dtype)
+
+
 def attend(q_BLHK, k_BSGK, v_BSGK, seen_BLS, penalty_BHLS, dropout: Dropout | None, heads_H, rate: float):
     """softmax(q kᵀ / sqrt(K) + penalty) v over the keys seen, [B, L, H, K]; arguments as for `weigh`.
 

@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from mtnlg.core import schema
 from mtnlg.core.collectives import ContextShard
 from mtnlg.core.prng import Dropout
-from mtnlg.model.attention_core import Places, penalty_of, visible, weigh
+from mtnlg.model.attention_core import Places, merge, nothing_seen, penalty_of, visible, weigh
 
 PLACES_DIM = 2  # of keys and values [2, B, S, G, K]
 KEYS, GRADIENTS = "keys and values, on their way round the ring", "gradients of keys and values, on their way round the ring"
@@ -132,23 +132,15 @@ def _attend_forward(model, context, q_BLHK, kv, known):
         place = keys if context.ring else 2 * block + keys
         of = _weigh(model, in_layer, queries, block, keys, None)
         new = of(_chunk(q_BLHK, queries, half, 1), _chunk(kv, place, half, PLACES_DIM))
-        merged = _merge([_chunk(x, queries, half, 2) for x in sums], new)
+        merged = merge([_chunk(x, queries, half, 2) for x in sums], new)
         return tuple(_with_chunk(x, chunk, queries, 2) for x, chunk in zip(sums, merged, strict=True)), travelling
 
-    shape = (num_rows, num_heads, length)
-    nothing = jnp.zeros((*shape, head_dim), dtype), jnp.zeros(shape, dtype), jnp.full(shape, jnp.finfo(dtype).min, dtype)
+    nothing = nothing_seen((num_rows, num_heads, length), head_dim, dtype)
     (out_BHLK, sum_BHL, shift_BHL), _ = _go_round(context, kv, nothing, None, one)
     out_BLHK = (out_BHLK / sum_BHL[..., None]).transpose(0, 2, 1, 3).astype(q_BLHK.dtype)
     # Named for the policies that choose what is kept (model/split.py): these two, and nothing of the loops above.
     out_BLHK, log_sum_BHL = (checkpoint_name(x, "attention in blocks") for x in (out_BLHK, shift_BHL + jnp.log(sum_BHL)))
     return out_BLHK, (q_BLHK, kv, known, out_BLHK, log_sum_BHL)
-
-
-def _merge(ours, theirs):
-    """Two results of `weigh` for the same queries and different keys, as one. Where nothing was seen, the shift makes nothing of it."""
-    shift = jnp.maximum(ours[2], theirs[2])
-    a, b = jnp.exp(ours[2] - shift), jnp.exp(theirs[2] - shift)
-    return ours[0] * a[..., None] + theirs[0] * b[..., None], ours[1] * a + theirs[1] * b, shift
 
 
 def _attend_backward(model, context, kept, g_BLHK):

@@ -1,4 +1,4 @@
-"""Keys and values of tokens already read, in fixed slots; decoding updates them in place."""
+"""Keys and values of tokens already read, one text a row, each token in the slot of its position; decoding updates them in place."""
 
 from typing import NamedTuple
 
@@ -6,50 +6,88 @@ import jax
 import jax.numpy as jnp
 
 from mtnlg.core import schema
+from mtnlg.model.int8 import Int8, narrow, wide
 
-EMPTY = -1  # segment id of a slot that holds nothing: no query has it, so nothing sees the slot
+BLOCK = 128  # slots that attention looks at together
+IDLE = -1  # the position of a token that is not there: it is written nowhere
 
 
 class Cache(NamedTuple):
-    """S slots for each of B rows. `positions` and `segment_ids` say what lies in a slot, for all layers alike."""
+    """S slots for each of B rows: arrays [N, B, G, S, K], or `Int8` of them with one scale for every head of every token."""
 
-    keys_NBSGK: jax.Array
-    values_NBSGK: jax.Array
-    positions_BS: jax.Array
-    segment_ids_BS: jax.Array
+    keys: jax.Array | Int8
+    values: jax.Array | Int8
+
+    @property
+    def num_slots(self) -> int:
+        return jax.tree.leaves(self.keys)[0].shape[3]
+
+    @property
+    def block(self) -> int:
+        """Slots of a block, which divides `num_slots`."""
+        return min(BLOCK, self.num_slots)
 
 
-def empty(model: schema.Model, num_rows: int, num_slots: int, dtype, num_shards: int = 1) -> Cache:
+def empty(model: schema.Model, num_rows: int, num_slots: int, dtype, num_shards: int = 1, int8: bool = False) -> Cache:
     """A cache with no token in it. With more tensor shards than key/value heads, each shard has a copy of the head that it reads."""
     _, groups, head_dim = model.heads
-    groups = max(groups, num_shards)
-    shape = (model.num_layers, num_rows, num_slots, groups, head_dim)
-    places = jnp.zeros((num_rows, num_slots), jnp.int32)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), places, places + EMPTY)
+    shape = (model.num_layers, num_rows, max(groups, num_shards), num_slots, head_dim)
+
+    def one():
+        return Int8(jnp.zeros(shape, jnp.int8), jnp.ones((*shape[:-1], 1), dtype)) if int8 else jnp.zeros(shape, dtype)
+
+    return Cache(one(), one())
 
 
 class LayerCache(NamedTuple):
-    """A layer's view of the cache, and the slots [B, L] the new tokens go to. Slots beyond the end are dropped."""
+    """A layer's view of the cache for tokens at `positions_BL`. row: the one row that they are of; None: a token row for each row."""
 
     cache: Cache
-    layer: jax.Array
-    slots_BL: jax.Array
+    layer: jax.Array | int
+    row: jax.Array | None
+    positions_BL: jax.Array
 
-    def extend(self, k_BLGK, v_BLGK):
-        """Writes the new keys and values; returns (keys [B, S, G, K], values, cache)."""
-        rows = jnp.arange(k_BLGK.shape[0])[:, None]
-        at = (self.layer, rows, self.slots_BL)
-        keys = self.cache.keys_NBSGK.at[at].set(k_BLGK.astype(self.cache.keys_NBSGK.dtype), mode="drop")
-        values = self.cache.values_NBSGK.at[at].set(v_BLGK.astype(self.cache.values_NBSGK.dtype), mode="drop")
-        cache = self.cache._replace(keys_NBSGK=keys, values_NBSGK=values)
-        one = [jax.lax.dynamic_index_in_dim(a, self.layer, keepdims=False).astype(k_BLGK.dtype) for a in (keys, values)]
-        return *one, cache
+    def extend(self, k_BLGK, v_BLGK) -> "LayerCache":
+        """With the new keys and values in their slots."""
+        rows = jnp.arange(k_BLGK.shape[0]) if self.row is None else self.row[None]
+        slots_BL = jnp.where(self.positions_BL == IDLE, self.cache.num_slots, self.positions_BL)  # beyond the end: dropped
+        at = (self.layer, rows[:, None], slice(None), slots_BL)
+
+        def written(store, new_BLGK):
+            if isinstance(store, Int8):
+                return jax.tree.map(lambda a, b: a.at[at].set(b, mode="drop"), store, narrow(new_BLGK, (3,)))
+            return store.at[at].set(new_BLGK.astype(store.dtype), mode="drop")
+
+        return self._replace(cache=Cache(written(self.cache.keys, k_BLGK), written(self.cache.values, v_BLGK)))
+
+    def read(self, number, dtype):
+        """(keys [B, S, G, K], values) of block `number`, in `dtype`."""
+
+        def part(a):
+            start = _index(self.layer, 0 if self.row is None else self.row, 0, number * self.cache.block, 0)
+            size = (1, a.shape[1] if self.row is None else 1, a.shape[2], self.cache.block, a.shape[4])
+            return jax.lax.dynamic_slice(a, start, size)[0]
+
+        def one(store):
+            return wide(jax.tree.map(part, store), dtype).astype(dtype).transpose(0, 2, 1, 3)
+
+        return one(self.cache.keys), one(self.cache.values)
 
 
-def occupy(cache: Cache, slots_BL, positions_BL, segment_ids_BL) -> Cache:
-    """Marks the slots that new tokens will fill, once for all layers."""
-    rows = jnp.arange(slots_BL.shape[0])[:, None]
-    return cache._replace(
-        positions_BS=cache.positions_BS.at[rows, slots_BL].set(positions_BL, mode="drop"),
-        segment_ids_BS=cache.segment_ids_BS.at[rows, slots_BL].set(segment_ids_BL, mode="drop"),
-    )
+def copy_prefix(cache: Cache, source, target, num_blocks) -> Cache:
+    """With the first blocks of row `source` in row `target` too."""
+
+    def copied(a):
+        def one(number, a):
+            start = number * cache.block
+            block = jax.lax.dynamic_slice(a, _index(0, source, 0, start, 0), (a.shape[0], 1, a.shape[2], cache.block, a.shape[4]))
+            return jax.lax.dynamic_update_slice(a, block, _index(0, target, 0, start, 0))
+
+        return jax.lax.fori_loop(0, num_blocks, one, a)
+
+    return jax.tree.map(copied, cache)
+
+
+def _index(*numbers):
+    """In one dtype, as slices want it."""
+    return tuple(jnp.asarray(number, jnp.int32) for number in numbers)

@@ -19,7 +19,8 @@ from mtnlg.model import positions
 from mtnlg.model.attention import local_heads
 from mtnlg.model.attention_core import Places
 from mtnlg.model.block import Block
-from mtnlg.model.cache import Cache, LayerCache, occupy
+from mtnlg.model.cache import Cache, LayerCache
+from mtnlg.model.int8 import wide_kernels
 from mtnlg.model.layers import Norm
 
 PLACES = "positions and segments, of all places"
@@ -120,7 +121,7 @@ def own_groups(model: schema.Model, params: dict, shard: TensorShard) -> dict:
     own = shard.rank() // (shard.size // groups)
 
     def of(path, leaf):
-        if not path.startswith("blocks/attention/key_value/"):
+        if "attention/key_value/" not in path:
             return leaf
         dim = leaf.ndim - 3  # of [..., G, 2, K]
         return jax.lax.dynamic_slice_in_dim(leaf, own, local_heads(model, shard)[1], dim)
@@ -182,8 +183,7 @@ def hidden(
 
     def one(x_BLD, layer_params, layer):
         at_layer = dropout.at_layer(layer) if dropout is not None else None
-        if gather_block is not None:
-            layer_params = gather_block(layer_params)
+        layer_params = wide_kernels(layer_params, dtype) if gather_block is None else gather_block(layer_params)
         y_BLD, _ = block.apply({"params": layer_params}, x_BLD, places, None, at_layer)
         return y_BLD
 
@@ -196,30 +196,40 @@ def hidden(
         y_BLD = one(x_BLD, *inputs)
         return y_BLD, jax.lax.stop_gradient(mean_square(y_BLD))
 
-    x_BLD, squares_N = jax.lax.scan(body, x_BLD, (params["blocks"], jnp.arange(model.num_layers)), unroll=unroll)
+    x_BLD, squares_N = over_layers(body, x_BLD, params["blocks"], unroll)
     return final_norm(model, params, x_BLD), squares_N
 
 
-def hidden_cached(
-    model: schema.Model, params: dict, tokens_BL, positions_BL, segment_ids_BL, slots_BL, cache: Cache, shard: TensorShard = WHOLE
-):
-    """Reads L more tokens of each row into the cache's slots: ([B, L, D] after the final norm, the cache updated in place).
+def hidden_cached(model: schema.Model, params: dict, tokens_BL, positions_BL, row, cache: Cache, dtype, shard: TensorShard = WHOLE):
+    """Reads L more tokens of each row into their slots: ([B, L, D] after the final norm, the cache updated in place).
 
-    The cache is the carry of the scan over layers; the same block as in training.
+    positions: consecutive in a row, or `cache.IDLE`. row: the one row of the cache that is read (B is 1 then), or None for all. The cache
+    is the carry of the loop over layers; the same block as in training.
     """
-    dtype = compute_dtype(params)
-    places = places_of(model, positions_BL, segment_ids_BL, dtype)
-    cache = occupy(cache, slots_BL, positions_BL, segment_ids_BL)
+    places = places_of(model, positions_BL, jnp.ones_like(positions_BL), dtype)
     block = Block(model, shard)
 
     def body(carry, inputs):
         x_BLD, cache = carry
         layer_params, layer = inputs
-        return block.apply({"params": layer_params}, x_BLD, places, LayerCache(cache, layer, slots_BL)), None
+        layer_cache = LayerCache(cache, layer, row, positions_BL)
+        return block.apply({"params": wide_kernels(layer_params, dtype)}, x_BLD, places, layer_cache), None
 
     start = (embed(model, params["embedding"], tokens_BL, positions_BL, dtype, shard), cache)
-    (x_BLD, cache), _ = jax.lax.scan(body, start, (params["blocks"], jnp.arange(model.num_layers)))
+    (x_BLD, cache), _ = over_layers(body, start, params["blocks"])
     return final_norm(model, params, x_BLD), cache
+
+
+def over_layers(body: Callable, start, blocks, unroll: bool = False):
+    """`jax.lax.scan` of body(carry, (a layer's parameters, its number)) over stacked blocks; with blocks apart, the same one by one."""
+    if not isinstance(blocks, tuple):
+        num_layers = jax.tree.leaves(blocks)[0].shape[0]
+        return jax.lax.scan(body, start, (blocks, jnp.arange(num_layers)), unroll=unroll)
+    carry, outputs = start, []
+    for layer, layer_params in enumerate(blocks):
+        carry, output = body(carry, (layer_params, layer))
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
 
 def final_norm(model: schema.Model, params: dict, x_BLD):

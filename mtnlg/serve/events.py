@@ -58,6 +58,8 @@ class EventStream:
             end = _event(too_late().told())
         except Refusal as refused:
             end = _event(refused.told())
+        except Gone:
+            return
         finally:
             self._close()
         await send({"type": "http.response.body", "body": end})

@@ -19,7 +19,7 @@ class Parrot:
         self.tokenizer, self.asked = tokenizer, []
         self.seq_len = 1000
 
-    def stream_from(self, ids, **sampling):
+    def stream(self, ids, **sampling):
         self.asked.append((self.tokenizer.decode(ids), sampling))
         yield from ("answer ", str(len(self.asked)))
 
@@ -60,7 +60,7 @@ def test_an_answer_has_the_room_that_is_left(parrot, monkeypatch, capsys):
 
 
 def test_nothing_steers_the_terminal(parrot, monkeypatch, capsys):
-    parrot.stream_from = lambda ids, **sampling: iter(["a\tb\n\x1b[2J", "\x9b\r中"])
+    parrot.stream = lambda ids, **sampling: iter(["a\tb\n\x1b[2J", "\x9b\r中"])
     piped(monkeypatch, b"a\n")
     assert main(["chat", "--model=x"]) == 0
     assert capsys.readouterr().out == "a\tb\n\ufffd[2J\ufffd\ufffd中\n"
@@ -93,14 +93,14 @@ def test_a_terminal(parrot, monkeypatch, capsys, end):
             raise end from None
 
     monkeypatch.setattr("builtins.input", read)
-    stream = parrot.stream_from
+    stream = parrot.stream
 
     def failing(ids, **sampling):
         if "two" in parrot.tokenizer.decode(ids):
             raise ConfigError("no", "here", "this")
         return stream(ids, **sampling)
 
-    parrot.stream_from = failing
+    parrot.stream = failing
     assert main(["chat", "--model=x"]) == 0
     said = capsys.readouterr()
     assert (said.out, said.err) == ("answer 1\nanswer 2\n\n", "mtnlg: error: no (here). Try: this\n")

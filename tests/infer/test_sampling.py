@@ -149,7 +149,9 @@ def test_top_p_1_allows_everything_beside_a_row_with_less():
     assert which(logits_BV, jnp.zeros(2, jnp.int32), jnp.asarray([1.0, 0.5])).sum(-1).tolist() == [V, 1]
 
 
-@pytest.mark.parametrize("limits", [{"temperature": 0.0}, {"temperature": 1e-6}, {"temperature": 1e-30}, {"top_k": 1}, {"top_p": 1e-6}])
+@pytest.mark.parametrize(
+    "limits", [{"temperature": 0.0}, {"temperature": 1e-6}, {"temperature": 1e-30}, {"top_k": 1}, {"top_p": 1e-6}, {"top_p": 1e-60}]
+)
 def test_greedy_and_its_limits_are_the_argmax(limits):
     logits_BV = random_logits(64)
     got_B = draw(logits_BV, settings(64, **limits, seed=np.arange(64)), jnp.arange(64))

@@ -15,7 +15,8 @@ from meshes import batch, config_of
 
 from mtnlg import spmd
 from mtnlg.core import collectives
-from mtnlg.infer.engine import Engine, Request
+from mtnlg.infer.engine import Engine
+from mtnlg.infer.request import Request
 from mtnlg.model import blockwise
 from mtnlg.parallel import arrangement, timetable
 from mtnlg.parallel import mesh as meshes
@@ -292,7 +293,7 @@ def generated(model, mesh):
     """Prompts of different lengths, fewer than the devices that share them; greedy and drawn."""
     config = config_of(model, mesh)
     made = meshes.make(config.mesh)
-    engine = Engine(config, made, states.make(config, made).params)
+    engine = Engine(config, made, states.make(config, made).params, num_rows=3)
     random = np.random.default_rng(3)
     prompts = [random.integers(0, 27, length).tolist() for length in (1, 3, 2)]
     return engine.generate([Request(p, max_new_tokens=5, temperature=t, seed=7) for p, t in zip(prompts, (0, 0.9, 1.5), strict=True)])

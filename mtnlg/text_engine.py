@@ -1,0 +1,82 @@
+"""An engine whose answers are text: whole characters, up to the first stop string."""
+
+import codecs
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mtnlg.data.tokenizer import Tokenizer
+from mtnlg.infer.engine import Engine
+from mtnlg.infer.request import Request, Token
+
+
+class Written(NamedTuple):
+    """A token of text `number`, and what can be given out since: it is whole and can no longer become part of a stop string.
+
+    finish: None while it goes on; with its last token "stop" (a stop string or id, whose text is not given out) or "length".
+    """
+
+    number: int
+    text: str
+    token: Token
+    finish: str | None
+    slides: int
+
+
+class TextEngine:
+    """Texts that are being written by an engine; `step` writes a token in each."""
+
+    def __init__(self, tokenizer: Tokenizer, engine: Engine):
+        self.tokenizer, self.engine = tokenizer, engine
+        self._assemblies: dict[int, Assembly] = {}
+
+    def submit(self, request: Request, stop: Sequence[str] = ()) -> int:
+        """Queues a text, which ends at the tokenizer's `end_ids` too, and returns its number. Raises ConfigError as the engine does."""
+        number = self.engine.submit(request._replace(stop_ids=request.stop_ids | self.tokenizer.end_ids))
+        self._assemblies[number] = Assembly(stop)
+        return number
+
+    def cancel(self, number: int) -> None:
+        """Ends a text, if it has not ended; nothing more is told of it."""
+        self.engine.cancel(number)
+        self._assemblies.pop(number, None)
+
+    @property
+    def busy(self) -> bool:
+        return self.engine.busy
+
+    def step(self) -> list[Written]:
+        """One step of the engine, as text."""
+        told = []
+        for number, token, finish, slides in self.engine.step():
+            if number in self._assemblies:
+                assembly = self._assemblies[number]
+                text = assembly.add(b"" if finish == "stop" else self.tokenizer.decode_bytes([token.id]), ended=finish is not None)
+                if assembly.stopped:
+                    finish = "stop"
+                if finish is not None:
+                    self.cancel(number)
+                told.append(Written(number, text, token, finish, slides))
+        return told
+
+
+class Assembly:
+    """Text out of bytes that come token by token."""
+
+    def __init__(self, stop: Sequence[str]):
+        self._stop = [text for text in stop if text]
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = ""
+        self.stopped = False
+
+    def add(self, piece: bytes, ended: bool) -> str:
+        """What can be given out: whole characters that cannot belong to a stop string. At the end, half a character becomes a mark."""
+        self._held += self._decoder.decode(piece, final=ended)
+        places = [place for place in map(self._held.find, self._stop) if place >= 0]
+        self.stopped = bool(places)
+        safe = min(places) if places else len(self._held) if ended else len(self._held) - self._overlap()
+        text, self._held = self._held[:safe], self._held[safe:]
+        return text
+
+    def _overlap(self) -> int:
+        """Characters at the end that a stop string may begin with."""
+        return max((n for stop in self._stop for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
