@@ -1,5 +1,6 @@
 """A trained model to work with: text in, text, vectors and scores out."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -229,7 +230,8 @@ class LanguageModel:
         A piece is given out when it is whole UTF-8 and can no longer become part of a stop string.
         """
         request, _ = self.request_of(Ask(prompt, sampling=sampling))
-        return (written.text for written in self.write(request, stop) if written.text)
+        with contextlib.closing(self.write(request, stop)) as told:
+            yield from (written.text for written in told if written.text)
 
     def request_of(self, ask: "Ask") -> tuple[Request, Cut | None]:
         """What the engine is asked, which still has to check it, and what was cut out of the prompt. Raises ConfigError as `fit` does."""
