@@ -57,7 +57,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     for name in ("n", "rows"):
         if getattr(options, name) < 1:
             raise ConfigError(f"{name}={getattr(options, name)} is out of range", f"--{name}", "1 or more")
-    settings = sampling.settings(options) | {"num_likeliest": options.logprobs, "slide": options.slide}
+    settings = sampling.settings(options, num_likeliest=options.logprobs, slide=options.slide)
     loading.settings(options)
     place = options.workdir or options.model
     runtime.prepare()

@@ -17,6 +17,7 @@ _NUMBERS = {
     "frequency_penalty": (float, "taken from the logits of tokens already written, as often as they were"),
     "seed": (int, "same seed, same text"),
 }
+_OPTIONS = {"num_likeliest": "logprobs"}  # named otherwise than the field
 
 
 def add_arguments(parser: argparse.ArgumentParser, **defaults) -> None:
@@ -32,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults) -> None:
     group.add_argument("--stop_id", action="append", type=int, default=[], metavar="ID", help="end with this token; as --stop")
 
 
-def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Fields of a `Request`. Raises ConfigError for a value out of its range."""
-    found = {name: getattr(options, name) for name in _NUMBERS}
+def settings(options: argparse.Namespace, **others) -> dict[str, Any]:
+    """Fields of a `Request`, `others` too. Raises ConfigError for a value out of its range."""
+    found = {name: getattr(options, name) for name in _NUMBERS} | others
     found |= {"logit_bias": dict(map(_bias, options.logit_bias)), "stop_ids": frozenset(options.stop_id)}
     try:
         check_settings(Request((), **found))
     except ConfigError as error:
-        raise ConfigError(error.what, f"--{error.where}", error.cure) from None
+        raise ConfigError(error.what, f"--{_OPTIONS.get(error.where, error.where)}", error.cure) from None
     return found
 
 
