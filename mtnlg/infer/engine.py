@@ -132,6 +132,11 @@ class Engine:
                 self._end(text)
 
     @property
+    def drafts(self) -> tuple[int, int] | None:
+        """(drafted tokens that were taken, all that were drafted), or None without a draft."""
+        return None
+
+    @property
     def num_queued(self) -> int:
         return len(self._queue)
 
