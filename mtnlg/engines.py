@@ -45,7 +45,10 @@ class Made(NamedTuple):
 
 
 def make(model: Model, mesh: schema.Mesh, dtype: str | None, settings: Settings, draft: Draft | None = None) -> Made:
-    """An engine with the model's weights, and the draft's beside them. Raises ConfigError, and MissingInput or DataError for `int8_text`."""
+    """An engine with the model's weights, and the draft's beside them.
+
+    Raises ConfigError, and MissingInput or DataError for `int8_text`.
+    """
     if unknown := set(settings.int8) - {"weights", "cache"}:
         raise ConfigError(f"{', '.join(sorted(unknown))} cannot be kept in eight bits", "int8", "weights, cache or both")
     config = _config(model, mesh, dtype)

@@ -53,7 +53,7 @@ class Busy(Exception):
 
 
 class Load(NamedTuple):
-    """queued, running: jobs' choices; rows: what can run at once. The others count since the start; the last two without a draft nothing."""
+    """queued, running: jobs' choices; rows: what can run at once. The others count since the start; the last two only with a draft."""
 
     queued: int
     running: int
