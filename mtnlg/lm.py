@@ -173,14 +173,13 @@ class LanguageModel:
                     going[self.texts.submit(request, ask.stop)] = number, cut, []
                 if not going:
                     return
-                for written in self.texts.step():
-                    if written.number in going:
-                        number, cut, told = going[written.number]
-                        told.append(written)
-                        if written.finish is not None:
-                            del going[written.number]
-                            text, tokens = "".join(one.text for one in told), [one.token for one in told]
-                            yield number, Answer(text, tokens, written.finish, cut, written.slides)
+                for written in self.texts.step_for(going):
+                    number, cut, told = going[written.number]
+                    told.append(written)
+                    if written.finish is not None:
+                        del going[written.number]
+                        text, tokens = "".join(one.text for one in told), [one.token for one in told]
+                        yield number, Answer(text, tokens, written.finish, cut, written.slides)
         finally:
             for number in going:
                 self.texts.cancel(number)
@@ -229,10 +228,9 @@ class LanguageModel:
         try:
             finish = None
             while finish is None:
-                for written in self.texts.step():
-                    if written.number == number:
-                        finish = written.finish
-                        yield written
+                for written in self.texts.step_for([number]):
+                    finish = written.finish
+                    yield written
         finally:
             self.texts.cancel(number)
 
