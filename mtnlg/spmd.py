@@ -227,18 +227,22 @@ def score(config: schema.Config, mesh: Mesh, laid: Laid | None = None):
     return _over(mesh, (stored, {name: BATCH for name in BATCH_FIELDS}), (SCORES, SCORES))(local)
 
 
-def pooled(config: schema.Config, mesh: Mesh, laid: Laid):
-    """(params, batch) -> the hidden states after the final norm, each times its weight, summed over every row: [B, D]. No stages."""
+def pooled(config: schema.Config, mesh: Mesh, laid: Laid | None = None):
+    """(params, batch) -> the hidden states after the final norm, each times its weight, summed over every row: [B, D]. No stages.
+
+    laid: as for `score`.
+    """
     weights, shard, context = Weights(config), TensorShard(config.mesh.tensor, config.mesh.sequence_parallel), context_shard(config)
 
-    def local(params, batch):
-        params, gathering = weights.for_forward(params, shard)
+    def local(shards, batch):
+        params, gathering = weights.for_forward(weights.for_step(shards) if laid is None else shards, shard)
         x_BLD, _ = transformer.hidden(config.model, params, batch, shard=shard, context=context, **gathering)
         sums_BD = objective.weighted_sum(x_BLD, shard.own_places(batch["weights"], 1))
         places = ("context", "tensor") if shard.shards_sequence else ("context",)
         return collectives.all_reduce(sums_BD, places, "hidden states, over the places of a text")
 
-    return _over(mesh, (laid_specs(config, laid), {name: BATCH for name in BATCH_FIELDS}), P(SAMPLE_AXES, None))(local)
+    stored = weights.storage if laid is None else laid_specs(config, laid)
+    return _over(mesh, (stored, {name: BATCH for name in BATCH_FIELDS}), P(SAMPLE_AXES, None))(local)
 
 
 def compute_params(config: schema.Config, mesh: Mesh):

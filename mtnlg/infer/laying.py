@@ -23,12 +23,13 @@ def lay(config: schema.Config, mesh: Mesh, laid: spmd.Laid, params: dict, consum
     leaves, specs = by_path(whole.pop("blocks")), spmd.laid_specs(config, laid)["blocks"]
     layers: list[dict] = [{} for _ in range(config.model.num_layers)] if laid.apart else [{}]
     for path in list(leaves):
-        shardings = [_at(of_layer, path) for of_layer in (specs if laid.apart else [specs])]
-        shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), shardings, is_leaf=spmd.is_spec)
-        made = jax.jit(functools.partial(_laid, laid, path), out_shardings=shardings)(leaves.pop(path))
-        for layer, leaf in zip(layers, made, strict=True):
-            *outer, name = path.split("/")
-            functools.reduce(lambda tree, key: tree.setdefault(key, {}), outer, layer)[name] = leaf
+        spec = _at(specs[0] if laid.apart else specs, path)
+        sharding = jax.tree.map(lambda spec: NamedSharding(mesh, spec), spec, is_leaf=spmd.is_spec)
+        make = jax.jit(functools.partial(_laid, laid, path), out_shardings=sharding)
+        *outer, name = path.split("/")
+        leaf_N = leaves.pop(path)
+        for number, layer in enumerate(layers):
+            functools.reduce(lambda tree, key: tree.setdefault(key, {}), outer, layer)[name] = make(leaf_N, number)
     return {**whole, "blocks": tuple(layers) if laid.apart else layers[0]}
 
 
@@ -36,10 +37,10 @@ def _at(tree: dict, path: str):
     return functools.reduce(lambda tree, key: tree[key], path.split("/"), tree)
 
 
-def _laid(laid: spmd.Laid, path: str, leaf_N) -> list:
-    """A parameter of all layers, one for each of them or in one piece."""
-    if laid.int8 and path.endswith("/kernel"):
-        leaf_N = jax.vmap(functools.partial(narrow, dims=input_dims(path)))(leaf_N)
-    if not laid.apart:
-        return [leaf_N]
-    return [jax.tree.map(lambda leaf: leaf[layer], leaf_N) for layer in range(jax.tree.leaves(leaf_N)[0].shape[0])]  # noqa: B023
+def _laid(laid: spmd.Laid, path: str, leaf_N, layer):
+    """A parameter of all layers, or of the one."""
+    leaf, eight_bits = leaf_N[layer] if laid.apart else leaf_N, laid.int8 and path.endswith("/kernel")
+    if not eight_bits:
+        return leaf
+    one = functools.partial(narrow, dims=input_dims(path))
+    return one(leaf) if laid.apart else jax.vmap(one)(leaf)

@@ -1,5 +1,6 @@
 """What every request passes: its key, its size, how many at once, its number. Errors that come this far are told without detail."""
 
+import asyncio
 import contextlib
 import hmac
 import logging
@@ -35,6 +36,9 @@ class Gate:
             await self._pass(scope, receive, answer)
         except Refusal as refused:
             await refusal.send(refused, answer)
+        except asyncio.CancelledError:  # the server's time is up
+            if not answer.status:
+                await refusal.send(refusal.ending(), answer)
         except Exception:
             LOG.exception("%s failed", number)
             if not answer.status:

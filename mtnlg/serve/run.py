@@ -31,7 +31,7 @@ def serve(make_writer: Callable[[], Writer], host: str, port: int, keys: tuple[b
     if not keys and not _is_loopback(host):
         what = f"{host} is reached from other machines, and no key is asked for"
         raise ConfigError(what, "--host", "MTNLG_API_KEY=SECRET in the environment, --key_file=FILE, or --host=127.0.0.1")
-    listener = _bind(host, port)
+    listener = bind(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     service = Service(limits)
     hosts = frozenset([*_LOOPBACK_NAMES, host.lower()])
@@ -46,7 +46,7 @@ def serve(make_writer: Callable[[], Writer], host: str, port: int, keys: tuple[b
             server.should_exit = True
 
     loader = threading.Thread(target=load, name="load")
-    server = Server(_config(Gate(app.make(service), service, keys, app.OPEN_PATHS, hosts), limits), service, loader.start)
+    server = Server(config_of(Gate(app.make(service), service, keys, app.OPEN_PATHS, hosts), limits), service, loader.start)
     try:
         server.run([listener])
     finally:
@@ -91,7 +91,8 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def _config(gate: Gate, limits: Limits) -> uvicorn.Config:
+def config_of(gate: Gate, limits: Limits) -> uvicorn.Config:
+    """uvicorn's, with nothing left to its defaults that a client could wear out."""
     return uvicorn.Config(
         gate,
         http=connections.protocol(limits),
@@ -119,7 +120,8 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that does not listen yet. Raises ConfigError, TemporaryFailure."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, kind, protocol)

@@ -15,6 +15,8 @@ from mtnlg.infer.request import Request, Token
 from mtnlg.text_engine import Written
 from tests.test_lm import CONFIG, write_run
 
+NO_DRAFT = {"draft": None, "num_drafted": 4}
+
 
 class Echo:
     """A model that says its prompt again, word by word."""
@@ -71,14 +73,21 @@ def test_defaults_are_those_of_a_request(echo):
     assert main(["generate", "--model=runs/x/checkpoints/3", "--prompt=a"]) == 0
     assert echo.asked.sampling == {name: value for name, value in Request([])._asdict().items() if name != "prompt"}
     assert echo.path == "runs/x/checkpoints/3"
-    assert echo.settings == {"num_rows": 1, "context": None, "rope_scaling": "none", "int8": (), "int8_text": None}
+    assert echo.settings == {"num_rows": 1, "context": None, "rope_scaling": "none", "int8": (), "int8_text": None, **NO_DRAFT}
 
 
 def test_how_the_model_is_read(echo, capsys):
     echo.notes = ["it is small", "it is old"]
     options = ["--context=99", "--rope_scaling=linear", "--int8=weights,cache", "--int8_text=f"]
     assert main(["generate", "--model=x", "--prompt=a", *options]) == 0
-    assert echo.settings == {"num_rows": 1, "context": 99, "rope_scaling": "linear", "int8": ("weights", "cache"), "int8_text": "f"}
+    assert echo.settings == {
+        "num_rows": 1,
+        "context": 99,
+        "rope_scaling": "linear",
+        "int8": ("weights", "cache"),
+        "int8_text": "f",
+        **NO_DRAFT,
+    }
     assert capsys.readouterr().err == "mtnlg: it is small\nmtnlg: it is old\n"
 
 

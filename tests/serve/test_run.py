@@ -67,6 +67,18 @@ def test_what_can_end_in_time_does_and_the_rest_is_told(number):
     assert json.loads(long[-1])["error"]["code"] == "unavailable" and "[DONE]" not in long and len(long) > 60
 
 
+def test_a_request_that_has_not_arrived_is_not_waited_for():
+    with process("--grace_secs=10") as child:
+        port = int(child.stdout.readline().rpartition(":")[2])
+        with raw.connection(port) as sock:
+            sock.sendall(raw.post(ASKED)[:-3])
+            time.sleep(0.3)
+            begin = time.monotonic()
+            child.send_signal(signal.SIGTERM)
+            assert raw.refusal_of(raw.read_all(sock))[0] == 503
+        assert child.wait(10) == 0 and time.monotonic() - begin < 3
+
+
 def accepts(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True

@@ -70,20 +70,28 @@ def test_a_score_that_takes_too_long():
         assert until(lambda: not server.service._calls)
 
 
-def test_when_the_server_ends_scores_are_not_waited_for():
-    class Slow(FakeWriter):
-        def score(self, ids, num_likeliest):
-            time.sleep(2)
-            return super().score(ids, num_likeliest)
+class SlowToAnswer(FakeWriter):
+    def score(self, ids, num_likeliest):
+        time.sleep(2)
+        return super().score(ids, num_likeliest)
 
+    def prompt_ids(self, text):
+        if text == "slowly":
+            time.sleep(2)
+        return super().prompt_ids(text)
+
+
+@pytest.mark.parametrize("more", [{"echo": True, "logprobs": 0}, {"prompt": "slowly"}], ids=["score", "read"])
+def test_when_the_server_ends_what_blocks_is_not_waited_for(more):
     answers = []
-    with running(Slow(), limits=Limits(grace_secs=1)) as server:
-        asked = {**ASKED, "echo": True, "logprobs": 0}
-        thread = threading.Thread(target=lambda: answers.append(server.http.post("/v1/completions", json=asked)))
+    with running(SlowToAnswer(), limits=Limits(grace_secs=1)) as server:
+        begin = time.monotonic()
+        thread = threading.Thread(target=lambda: answers.append(server.http.post("/v1/completions", json={**ASKED, **more})))
         thread.start()
-        assert until(lambda: server.service._calls)
+        time.sleep(0.3)
         server.stop()
         thread.join()
+        assert time.monotonic() - begin < 1.9
     assert answers[0].status_code == 503 and answers[0].json()["error"]["code"] == "unavailable"
 
 
