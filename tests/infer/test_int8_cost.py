@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from mtnlg import lm
+from mtnlg import engines, lm
 from mtnlg.core.errors import DataError, MissingInput
 from mtnlg.core.tree import map_with_path
 from mtnlg.infer import int8_cost
@@ -55,7 +55,7 @@ def test_nothing_is_lost_where_nothing_is_narrowed(exact, first):
     again = int8_cost.read(exact.engine, first.texts, own_text=True)
     cost = int8_cost.cost(first, again)
     assert (cost.nats, cost.standard_error) == (0, 0) and cost.weight_bytes[0] == cost.weight_bytes[1]
-    assert exact.int8_cost is None and exact.notes == []
+    assert exact.int8_cost is None and exact.notes == ()
 
 
 @pytest.mark.parametrize("own_text", [True, False])
@@ -113,10 +113,10 @@ def divergence(params, texts) -> float:
 def test_a_text_of_ones_own(folder, exact, tmp_path, monkeypatch):
     """The loss on it through the cache, minus that of the exact model."""
     (tmp_path / "text").write_text(TEXT)
-    engines, true = [], lm.Engine
-    monkeypatch.setattr(lm, "Engine", lambda *given, **settings: engines.append(true(*given, **settings)) or engines[-1])
+    made = []
+    monkeypatch.setattr(engines, "Engine", lambda *given, **settings: made.append(Engine(*given, **settings)) or made[-1])
     model = lm.from_pretrained(folder, int8=("weights",), int8_text=tmp_path / "text")
-    assert engines[1] is model.engine and engines[0].params is None and engines[0]._cache is None, "the exact weights are gone"
+    assert made[1] is model.engine and made[0].params is None and made[0]._cache is None, "the exact weights are gone"
     ids = [exact.tokenizer.eod_id, *exact.tokenizer.encode(TEXT)]
     parts = [ids[start : start + 48] for start in range(0, len(ids), 48)]
     losses = [-np.concatenate([[t.logprob for t in found.engine.score(part, 0)[1:]] for part in parts]) for found in (exact, model)]

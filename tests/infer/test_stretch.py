@@ -75,5 +75,5 @@ def test_it_is_the_scaling_of_the_config(written):
     found, expected = scaled.answer(prompt, **asked), theirs.answer(prompt, **asked)
     assert found.tokens == expected.tokens
     assert unscaled.engine.score(prompt, 0) != scaled.engine.score(prompt, 0) == theirs.engine.score(prompt, 0)
-    assert scaled.notes == [f"rotary positions are scaled by 3, so that {longer} tokens lie where {plain.seq_len} did"]
-    assert len(unscaled.notes) == 1 and "may be nonsense" in unscaled.notes[0] and plain.notes == []
+    assert scaled.notes == (f"rotary positions are scaled by 3, so that {longer} tokens lie where {plain.seq_len} did",)
+    assert len(unscaled.notes) == 1 and "may be nonsense" in unscaled.notes[0] and plain.notes == ()
