@@ -3,23 +3,35 @@
 import dataclasses
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
-from mtnlg import lm
+from mtnlg import engines, lm
 from mtnlg.core.errors import DataError, MissingInput
+from mtnlg.core.tree import map_with_path
 from mtnlg.infer import int8_cost
+from mtnlg.infer.engine import Engine
 from mtnlg.infer.int8_cost import Reading
-from tests.test_lm import CONFIG, TEXT, write_run
+from mtnlg.model.int8 import input_dims, narrow, wide
+from mtnlg.spmd import Laid
+from tests.test_lm import CONFIG, TEXT, plain, write_run
 
 STORIES = pathlib.Path(__file__).parent.parent.parent.parent / "shared" / "data" / "models" / "stories15M"
 
 
+WIDE = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, init_std=0.5))  # a model that has an opinion
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A run whose model has an opinion."""
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, init_std=0.5))
-    return write_run(tmp_path_factory.mktemp("narrow") / "run", config)[0]
+def run(tmp_path_factory):
+    """(folder, parameters)."""
+    return write_run(tmp_path_factory.mktemp("narrow") / "run", WIDE)
+
+
+@pytest.fixture(scope="module")
+def folder(run):
+    return run[0]
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +39,23 @@ def exact(folder):
     return lm.from_pretrained(folder, num_rows=int8_cost.NUM_TEXTS)
 
 
-def test_nothing_is_lost_where_nothing_is_narrowed(exact):
+@pytest.fixture(scope="module")
+def first(exact):
+    return int8_cost.written(exact.engine, [exact.tokenizer.eod_id])
+
+
+@pytest.fixture(scope="module")
+def narrowed(folder):
+    return lm.from_pretrained(folder, int8=("weights", "cache"))
+
+
+def test_nothing_is_lost_where_nothing_is_narrowed(exact, first):
     """Negative control: the same way, without eight bits."""
-    first = int8_cost.written(exact.engine, [exact.tokenizer.eod_id])
     assert len(first.texts) == int8_cost.NUM_TEXTS and len({tuple(ids) for ids in first.texts}) > 10
     again = int8_cost.read(exact.engine, first.texts, own_text=True)
     cost = int8_cost.cost(first, again)
     assert (cost.nats, cost.standard_error) == (0, 0) and cost.weight_bytes[0] == cost.weight_bytes[1]
-    assert exact.int8_cost is None and exact.notes == []
+    assert exact.int8_cost is None and exact.notes == ()
 
 
 @pytest.mark.parametrize("own_text", [True, False])
@@ -53,37 +74,49 @@ def test_it_is_what_it_is_called(own_text):
     assert cost.num_tokens == 400 * 50
 
 
-@pytest.mark.parametrize("int8", [("weights",), ("cache",), ("weights", "cache")])
-def test_it_is_small_and_told(folder, exact, int8):
-    model = lm.from_pretrained(folder, int8=int8)
-    cost = model.int8_cost
+def test_it_is_small_and_told(narrowed):
+    cost = narrowed.int8_cost
     assert 0 < cost.nats < 0.01 and 0 < cost.standard_error < cost.nats and cost.num_tokens == 16 * 32
-    for name, (before, after) in (("weights", cost.weight_bytes), ("cache", cost.cache_bytes)):
-        assert after < before if name in int8 else after == before
-    (note,) = model.notes
+    (note,) = narrowed.notes
     assert note.startswith("eight bits: weights of ") and f"they cost {cost.nats:.2g} ± " in note and "that the exact model wrote" in note
 
 
-def test_it_is_the_divergence_of_whole_distributions(folder, exact):
-    """The sums over the whole vocabulary at every place of the same texts: what is drawn is near to them."""
-    reading = int8_cost.written(exact.engine, [exact.tokenizer.eod_id])
-    model = lm.from_pretrained(folder, int8=("weights",))
-    sums = []
-    for ids in reading.texts[:6]:
-        for length in range(1, 9):
-            ((p,), (q,)) = ([dict(found.answer(ids[:length], **ASKED).tokens[0].likeliest)] for found in (exact, model))
-            both = set(p) & set(q)
-            sums.append(sum(np.exp(p[id]) * (p[id] - q[id]) - np.exp(p[id]) + np.exp(q[id]) for id in both))
-    assert np.mean(sums) == pytest.approx(model.int8_cost.nats, rel=0.75)
+@pytest.mark.parametrize("settings", [{"laid": Laid(int8=True)}, {"int8_cache": True}], ids=["weights", "cache"])
+def test_each_of_them_costs_and_saves(run, exact, first, settings):
+    engine = Engine(exact.engine.config, exact.engine.mesh, run[1], exact.engine.num_ids, **settings)
+    cost = int8_cost.cost(first, int8_cost.read(engine, first.texts, own_text=True))
+    assert 0 < cost.nats < 0.01
+    assert (cost.weight_bytes[1] < cost.weight_bytes[0], cost.cache_bytes[1] < cost.cache_bytes[0]) == (
+        "laid" in settings,
+        "laid" not in settings,
+    )
+    if "laid" in settings:
+        assert abs(cost.nats - divergence(run[1], first.texts)) < 4 * cost.standard_error
 
 
-ASKED = {"max_new_tokens": 1, "temperature": 0, "num_likeliest": 20}
+def divergence(params, texts) -> float:
+    """Nats per token, of the whole distributions at every place, by whole forwards with weights that are narrowed and made wide again."""
+
+    def rounded(path, leaf):
+        if not path.startswith("blocks/") or not path.endswith("/kernel"):
+            return leaf
+        return jax.vmap(lambda one: wide(narrow(one, input_dims(path)), one.dtype))(leaf)
+
+    found = []
+    for ids in texts:
+        p, q = (plain(given, ids)[1][:-1, :300].astype(np.float64) for given in (params, map_with_path(rounded, params)))
+        p, q = (a - np.log(np.exp(a).sum(-1, keepdims=True)) for a in (p, q))
+        found.append(np.sum(np.exp(p) * (p - q), axis=-1))
+    return float(np.mean(found))
 
 
-def test_a_text_of_ones_own(folder, exact, tmp_path):
+def test_a_text_of_ones_own(folder, exact, tmp_path, monkeypatch):
     """The loss on it through the cache, minus that of the exact model."""
     (tmp_path / "text").write_text(TEXT)
+    made = []
+    monkeypatch.setattr(engines, "Engine", lambda *given, **settings: made.append(Engine(*given, **settings)) or made[-1])
     model = lm.from_pretrained(folder, int8=("weights",), int8_text=tmp_path / "text")
+    assert made[1] is model.engine and made[0].params is None and made[0]._cache is None, "the exact weights are gone"
     ids = [exact.tokenizer.eod_id, *exact.tokenizer.encode(TEXT)]
     parts = [ids[start : start + 48] for start in range(0, len(ids), 48)]
     losses = [-np.concatenate([[t.logprob for t in found.engine.score(part, 0)[1:]] for part in parts]) for found in (exact, model)]
@@ -99,20 +132,7 @@ def test_a_text_of_ones_own(folder, exact, tmp_path):
             lm.from_pretrained(folder, int8=("cache",), int8_text=tmp_path / name)
 
 
-def test_the_exact_weights_are_gone(folder, monkeypatch):
-    """No array of the exact engine lives when the narrowed one is ready."""
-    engines, true = [], lm.Engine
-
-    def noted(*arguments, **settings):
-        engines.append(true(*arguments, **settings))
-        return engines[-1]
-
-    monkeypatch.setattr(lm, "Engine", noted)
-    model = lm.from_pretrained(folder, int8=("weights",))
-    assert len(engines) == 2 and engines[1] is model.engine
-    assert engines[0].params is None and engines[0]._cache is None
-
-
+@pytest.mark.slow
 @pytest.mark.skipif(not (STORIES / "model.safetensors").is_file(), reason=f"no {STORIES}")
 def test_of_a_trained_model():
     cost = lm.from_pretrained(STORIES, int8=("weights", "cache")).int8_cost

@@ -1,4 +1,4 @@
-"""Rotary positions for longer texts: a model whose config says that scaling computes the same numbers; everything else is refused or told."""
+"""Rotary positions for longer texts: as with a config that says that scaling; what cannot be scaled is refused."""
 
 import dataclasses
 import json
@@ -51,13 +51,14 @@ def test_what_is_told():
 
 @pytest.fixture
 def written(tmp_path):
-    """(**changes of config.json) -> a Hugging Face folder of a LLaMA."""
+    """(**changes of the rotary parameters) -> a Hugging Face folder of a LLaMA."""
 
     def write(**changes):
         found = cases.golden()["llama_tied_groups"]
         cases.write_folder(tmp_path / "model", found["config"], cases.random_tensors(found["shapes"]))
         path = tmp_path / "model" / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_scaling": None} | changes))
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps(config | {"rope_parameters": config["rope_parameters"] | changes}))
         tokenizers.train([TEXT * 5], tmp_path / "model" / "tokenizer.model", kind="bpe", vocab_size=300, max_bytes=10_000)
         return tmp_path / "model"
 
@@ -67,13 +68,12 @@ def written(tmp_path):
 def test_it_is_the_scaling_of_the_config(written):
     folder = written()
     plain = lm.from_pretrained(folder)
-    longer, asked = 3 * plain.seq_len, {"temperature": 0.0, "max_new_tokens": 8, "num_likeliest": 0}
-    prompt = (plain.tokenizer.encode(TEXT * 200))[: longer - 8]
+    longer, asked = 3 * plain.seq_len, {"temperature": 0.0, "max_new_tokens": 4, "num_likeliest": 0}
+    prompt = (plain.tokenizer.encode(TEXT * 200))[: plain.seq_len + 4]
     scaled, unscaled = (lm.from_pretrained(folder, context=longer, rope_scaling=name) for name in ("linear", "none"))
-    theirs = lm.from_pretrained(written(rope_scaling={"rope_type": "linear", "factor": 3.0}), context=longer)
+    theirs = lm.from_pretrained(written(rope_type="linear", factor=3.0), context=longer)
     found, expected = scaled.answer(prompt, **asked), theirs.answer(prompt, **asked)
     assert found.tokens == expected.tokens
-    assert scaled.loss(TEXT) == theirs.loss(TEXT) != plain.loss(TEXT)
-    assert unscaled.answer(prompt, **asked).tokens != expected.tokens
-    assert scaled.notes == [f"rotary positions are scaled by 3, so that {longer} tokens lie where {plain.seq_len} did"]
-    assert len(unscaled.notes) == 1 and "may be nonsense" in unscaled.notes[0] and plain.notes == []
+    assert unscaled.engine.score(prompt, 0) != scaled.engine.score(prompt, 0) == theirs.engine.score(prompt, 0)
+    assert scaled.notes == (f"rotary positions are scaled by 3, so that {longer} tokens lie where {plain.seq_len} did",)
+    assert len(unscaled.notes) == 1 and "may be nonsense" in unscaled.notes[0] and plain.notes == ()
