@@ -3,8 +3,8 @@
 __version__ = "0.1.0"
 
 
-def from_pretrained(path, mesh=None, dtype=None, tokenizer=None):
+def from_pretrained(path, mesh=None, dtype=None, tokenizer=None, **settings):
     """The model of a run, a Hugging Face folder, a GGUF file or a Megatron-LM checkpoint: see `mtnlg.lm.from_pretrained`."""
     from mtnlg import lm
 
-    return lm.from_pretrained(path, mesh, dtype, tokenizer)
+    return lm.from_pretrained(path, mesh, dtype, tokenizer, **settings)

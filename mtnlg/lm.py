@@ -1,10 +1,13 @@
 """A trained model to work with: text in, text, vectors and scores out."""
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import os
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,8 +15,9 @@ import numpy as np
 from mtnlg import pretrained
 from mtnlg.core import config as configs
 from mtnlg.core import schema, validate
-from mtnlg.core.errors import ConfigError, DataError
+from mtnlg.core.errors import ConfigError, DataError, MissingInput
 from mtnlg.data.tokenizer import Tokenizer
+from mtnlg.infer import int8_cost, stretch
 from mtnlg.infer.engine import Engine, refuse_stages
 from mtnlg.infer.request import Request, Token
 from mtnlg.infer.scorer import Scorer
@@ -31,6 +35,8 @@ def from_pretrained(
     num_rows: int = 1,
     context: int | None = None,
     int8: Sequence[str] = (),
+    int8_text: str | os.PathLike | None = None,
+    rope_scaling: str = "none",
 ) -> "LanguageModel":
     """The model of a run's folder (its newest checkpoint), of one `checkpoints/STEP`, of a folder as Hugging Face's transformers saves it,
     of a GGUF file or a Megatron-LM checkpoint, on a mesh of its own; None: one device. Every device reads only what it holds.
@@ -38,27 +44,55 @@ def from_pretrained(
     dtype: float32, bfloat16 or float64, which weights lie and are computed with in; None: train.compute_dtype of the run; of others
     bfloat16 if their numbers are, else float32. tokenizer: a path; None: the one that came with the weights. num_rows: texts written at
     once. context: tokens of a text at most; None: what the model has learnt from at a time. int8: "weights" and "cache", which to keep
-    in eight bits. The mesh of the training does not matter. Of this one mesh.zero does not: the weights lie once, as they are computed
-    with.
+    in eight bits; what that costs is measured on a text of the model's own, or on the file `int8_text`. rope_scaling: as for
+    `stretch.stretched`. The mesh of the training does not matter. Of this one mesh.zero does not: the weights lie once, as they are
+    computed with.
 
     Raises MissingInput (no weights or tokenizer there), DataError (damaged, unknown, of another version, or the tokenizer is not the one
-    trained with) or ConfigError (a mesh, a context or a float64 that cannot be honoured here).
+    trained with) or ConfigError (a mesh, a context, a scaling or a float64 that cannot be honoured here).
     """
     model = pretrained.open_model(path, tokenizer)
     values = configs.to_flat(model.config) | ({} if dtype is None else {"train.compute_dtype": dtype})
     config = dataclasses.replace(configs.from_flat(values), mesh=dataclasses.replace(mesh or schema.Mesh(), zero=0))
+    config = dataclasses.replace(config, model=stretch.stretched(config.model, context, rope_scaling))
     configs.require_none(validate.mesh_problems(config), model.where)
     refuse_stages(config)
     if unknown := set(int8) - {"weights", "cache"}:
         raise ConfigError(f"{', '.join(sorted(unknown))} cannot be kept in eight bits", "int8", "weights, cache or both")
     if config.train.compute_dtype == "float64" and not jax.config.jax_enable_x64:
         raise ConfigError("computing in float64 needs 64-bit mode", "dtype=float64", "JAX_ENABLE_X64=1 before the command")
-    made = meshes.make(config.mesh)
+    made, num_ids = meshes.make(config.mesh), model.tokenizer.vocab_size
+    params, exact = model.load_params(config, made), None
+    if int8:
+        length = min(context or config.model.seq_len, int8_cost.TEXT_TOKENS if int8_text is None else int8_cost.PART_TOKENS)
+        exact = _exact_reading(Engine(config, made, params, num_ids, int8_cost.NUM_TEXTS, length), model.tokenizer, int8_text)
     # On a CPU, a layer taken out of a stack is copied: that costs more than what is then computed with it.
     laid = Laid(apart=jax.default_backend() == "cpu", int8="weights" in int8)
     settings = {"num_rows": num_rows, "context": context, "laid": laid, "int8_cache": "cache" in int8, "consume": True}
-    engine = Engine(config, made, model.load_params(config, made), model.tokenizer.vocab_size, **settings)
-    return LanguageModel(model.tokenizer, engine)
+    found = LanguageModel(model.tokenizer, Engine(config, made, params, num_ids, **settings), model.where)
+    found.notes += stretch.notes(config.model, found.engine.context, rope_scaling)
+    if exact is not None:
+        found.int8_cost = int8_cost.cost(exact, int8_cost.read(found.engine, exact.texts, exact.own_text))
+        found.notes.append(int8_cost.told(found.int8_cost))
+    return found
+
+
+def _exact_reading(engine: Engine, tokenizer: Tokenizer, file: str | os.PathLike | None) -> int8_cost.Reading:
+    """What is compared with the same model in eight bits; the engine lets its weights go. Raises MissingInput, DataError for the file."""
+    start_ids = list(tokenizer.start_ids) or [tokenizer.eod_id]
+    if file is None:
+        reading = int8_cost.written(engine, start_ids)
+    else:
+        try:
+            text = pathlib.Path(file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise MissingInput(f"the text cannot be read: {error}", str(file), "a file of UTF-8 text") from error
+        texts = int8_cost.parted([*start_ids, *tokenizer.encode(text)], engine.context)
+        if not texts:
+            raise DataError("the text has no tokens", str(file), "a text that is not empty")
+        reading = int8_cost.read(engine, texts, own_text=False)
+    engine.unload()
+    return reading
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -89,10 +123,15 @@ def continuations(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> tup
 
 
 class LanguageModel:
-    """A tokenizer and an engine. `generate` works on ids, everything else on text."""
+    """A tokenizer and an engine. `generate` works on ids, everything else on text.
 
-    def __init__(self, tokenizer: Tokenizer, engine: Engine):
+    where: of the weights. notes: lines that whoever uses the model should read. int8_cost: None where all is exact.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, engine: Engine, where: str = ""):
         self.tokenizer, self.engine, self.texts = tokenizer, engine, TextEngine(tokenizer, engine)
+        self.where, self.notes = where, []
+        self.int8_cost: int8_cost.Cost | None = None
 
     @functools.cached_property
     def scorer(self) -> Scorer:
@@ -149,20 +188,37 @@ class LanguageModel:
                 raise DataError(f"text {number} has no tokens", "texts", "texts that are not empty")
         return self.scorer.means(rows, [len(start) if pool == "mean" else len(ids) - 1 for ids in rows])
 
-    def answer(self, prompt: str | Sequence[int], stop: Sequence[str] = (), truncate: str = "error", keep: int = 0, **sampling) -> "Answer":
-        """What follows a text, or ids as they are, with all that is known of it.
+    def answer(
+        self, prompt: str | Sequence[int], stop: Sequence[str] = (), truncate: str = "error", keep: int | None = None, **sampling
+    ) -> "Answer":
+        """What follows a text, or ids as they are, with all that is known of it: see `Ask`. Raises ConfigError."""
+        ((_, answer),) = self.answer_many([Ask(prompt, stop, truncate, keep, sampling)])
+        return answer
 
-        truncate, keep: what is cut out of a prompt that leaves no room, as in `infer.truncate`. sampling: the fields of `request.Request`.
-        Raises ConfigError.
+    def answer_many(self, asks: Iterable["Ask"]) -> Iterator[tuple[int, "Answer"]]:
+        """(number, answer) of each, as they end; as many at once as the engine has rows. Closed early, it cancels what is under way.
+
+        An ask is taken when its turn is near: raises ConfigError then for one that cannot be honoured.
         """
-        ids, cut = self._prompt(prompt), None
-        if truncate != "error" or keep:
-            ids, cut = fit(
-                ids, self.engine.context - sampling.get("max_new_tokens", Request._field_defaults["max_new_tokens"]), truncate, keep
-            )
-        told = list(self._write(ids, stop, sampling))
-        text, tokens = "".join(written.text for written in told), [written.token for written in told]
-        return Answer(text, tokens, told[-1].finish, cut, told[-1].slides)
+        waiting, going = enumerate(asks), {}
+        try:
+            while True:
+                for number, ask in itertools.islice(waiting, 2 * self.engine.num_rows - len(going)):
+                    request, cut = self.request_of(ask)
+                    going[self.texts.submit(request, ask.stop)] = number, cut, []
+                if not going:
+                    return
+                for written in self.texts.step():
+                    if written.number in going:
+                        number, cut, told = going[written.number]
+                        told.append(written)
+                        if written.finish is not None:
+                            del going[written.number]
+                            text, tokens = "".join(one.text for one in told), [one.token for one in told]
+                            yield number, Answer(text, tokens, written.finish, cut, written.slides)
+        finally:
+            for number in going:
+                self.texts.cancel(number)
 
     def complete(self, prompt: str, stop: Sequence[str] = (), **sampling) -> str:
         """The text that follows the prompt."""
@@ -173,13 +229,27 @@ class LanguageModel:
 
         A piece is given out when it is whole UTF-8 and can no longer become part of a stop string.
         """
-        return (written.text for written in self._write(self._prompt(prompt), stop, sampling) if written.text)
+        request, _ = self.request_of(Ask(prompt, sampling=sampling))
+        with contextlib.closing(self.write(request, stop)) as told:
+            yield from (written.text for written in told if written.text)
 
-    def _prompt(self, prompt: str | Sequence[int]) -> list[int]:
-        return self.prompt_ids(prompt) if isinstance(prompt, str) else [int(id) for id in prompt]
+    def request_of(self, ask: "Ask") -> tuple[Request, Cut | None]:
+        """What the engine is asked, which still has to check it, and what was cut out of the prompt. Raises ConfigError as `fit` does."""
+        is_text = isinstance(ask.prompt, str)
+        request, cut = Request(self.prompt_ids(ask.prompt) if is_text else [int(id) for id in ask.prompt], **ask.sampling), None
+        if ask.truncate != "error":
+            room = self.engine.context - (1 if request.slide else request.max_new_tokens)
+            if room < 1:
+                what = f"{request.max_new_tokens} new tokens leave no room in a context of {self.engine.context}"
+                raise ConfigError(what, "max_new_tokens", f"{self.engine.context - 1} or less")
+            keep = ask.keep if ask.keep is not None else len(self.prompt_ids("")) if is_text else 0
+            ids, cut = fit(request.prompt, room, ask.truncate, keep)
+            request = request._replace(prompt=ids)
+        return request, cut
 
-    def _write(self, ids: list[int], stop: Sequence[str], sampling: dict) -> Iterator[Written]:
-        number = self.texts.submit(Request(ids, **sampling), stop)
+    def write(self, request: Request, stop: Sequence[str] = ()) -> Iterator[Written]:
+        """Token by token; closed early, it is cancelled. Raises ConfigError before the first one."""
+        number = self.texts.submit(request, stop)
         try:
             finish = None
             while finish is None:
@@ -189,6 +259,20 @@ class LanguageModel:
                         yield written
         finally:
             self.texts.cancel(number)
+
+
+class Ask(NamedTuple):
+    """A prompt, text or ids as they are, and how to continue it.
+
+    truncate, keep: what is cut out of a prompt that leaves no room, as in `infer.truncate`; keep None: what texts begin with. sampling:
+    the other fields of `request.Request`.
+    """
+
+    prompt: str | Sequence[int]
+    stop: Sequence[str] = ()
+    truncate: str = "error"
+    keep: int | None = None
+    sampling: Mapping[str, Any] = {}
 
 
 class Answer(NamedTuple):

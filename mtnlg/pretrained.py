@@ -38,7 +38,7 @@ def open_model(path: str | os.PathLike, tokenizer: str | os.PathLike | None = No
     weights = sources.open_weights(path)
     if not isinstance(weights, RunWeights):
         return Model(
-            weights.where, sources.config_of(weights), sources.tokenizer_of(weights, tokenizer), functools.partial(_load_foreign, weights)
+            weights.where, sources.config_of(weights), sources.tokenizer_of(weights, tokenizer), functools.partial(load_foreign, weights)
         )
     folder = weights.text_folder
     if tokenizer is None and not folder.exists():
@@ -54,7 +54,7 @@ def open_model(path: str | os.PathLike, tokenizer: str | os.PathLike | None = No
     return Model(weights.where, weights.config, text, load)
 
 
-def _load_foreign(foreign: Foreign, config: schema.Config, mesh):
+def load_foreign(foreign: Foreign, config: schema.Config, mesh):
     """Each device reads what it holds, of the files only that."""
     dtype = jax.numpy.dtype(config.train.compute_dtype)
     shapes = count.abstract_params(config.model)

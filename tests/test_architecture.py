@@ -37,6 +37,7 @@ ALLOWED["text_engine"] = {"data", *ALLOWED["infer"], "infer"}
 ALLOWED["lm"] = {"pretrained", "text_engine", *ALLOWED["text_engine"], *ALLOWED["pretrained"]}
 ALLOWED["pretrain"] = {"lm", "corpus", "train", "run", *ALLOWED["lm"]}
 ALLOWED["serve"] = {"lm", *ALLOWED["lm"]}
+ALLOWED["batches"] = {"lm", "run", *ALLOWED["lm"]}
 ALLOWED["cli"] = set(ALLOWED)
 # Libraries that live in one room: name -> the rooms that may import them directly.
 HOMES = {
@@ -66,9 +67,9 @@ HOMES = {
     "pyarrow": {"factory"},
     "datasets": {"factory"},
 }
-NO_JAX = tuple(f"core.{name}" for name in ("schema", "config", "errors", "validate", "files", "lock", "extras"))
+NO_JAX = tuple(f"core.{name}" for name in ("schema", "config", "errors", "validate", "files", "lock", "extras", "strict_json"))
 NO_JAX += ("core.manifest", "data", "corpus", "factory", "interop", "run", "launch", "cli")
-NO_JAX += ("infer.request", "infer.truncate")
+NO_JAX += ("infer.request", "infer.truncate", "infer.stretch")
 NO_JAX += tuple(f"serve.{path.stem}" for path in (PACKAGE / "serve").glob("*.py") if path.stem != "worker")
 NO_JAX += tuple(f"parallel.{name}" for name in ("table", "orders", "greedy", "schedule", "schedule_file", "lockstep", "program"))
 MAX_LINES = 400

@@ -1,55 +1,55 @@
-"""Talks with a trained model that has a chat template: an answer to every line. /reset starts afresh; Ctrl-C or Ctrl-D leaves."""
+"""Talks with a trained model that has a chat template: an answer to every line. /help tells more; Ctrl-C or Ctrl-D leaves."""
 
 import argparse
 import contextlib
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 
-from mtnlg.cli import runtime
+from mtnlg.cli import loading, runtime, sampling, terminal
 from mtnlg.core import config as configs
 from mtnlg.core.errors import ConfigError, DataError, MtnlgError
 
 RESET = "/reset"
-
-# Weights may come from a stranger: what would steer a terminal is shown as unknown characters.
-_SHOWN = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+HELP = "/help"
+_HELP = """/reset  starts afresh
+/help   says this
+Ctrl-C  ends an answer; where a line is awaited it leaves, as Ctrl-D does
+A conversation that is longer than the context loses its oldest exchanges, which is said; what --system tells stays."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s --model=PATH [options] [--config.mesh.key=value ...]"
     parser.epilog = "What comes through a pipe is read line by line too, without prompts. The model lies on one device, as with generate."
-    parser.add_argument(
-        "--model",
-        required=True,
-        help="a run, one of its checkpoints/STEP, or a model of another project: Hugging Face's, .gguf, Megatron-LM's",
-    )
+    parser.add_argument("--model", required=True, help=loading.MODEL)
     parser.add_argument("--system", help="what the model is told before the conversation (default: what its template says)")
-    parser.add_argument("--max_new_tokens", type=int, default=512, help="tokens of an answer at most (default: 512)")
-    parser.add_argument("--temperature", type=float, default=0.2, help="0: always the likeliest token (default: 0.2)")
-    parser.add_argument("--top_k", type=int, default=0, help="only the k likeliest tokens; 0: all (default: 0)")
-    parser.add_argument("--top_p", type=float, default=0.95, help="only the likeliest tokens that reach this probability (default: 0.95)")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same answers (default: 0)")
+    loading.add_arguments(parser)
+    sampling.add_arguments(parser, max_new_tokens=512, temperature=0.2)
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     mesh = configs.mesh_of(rest)
+    settings = sampling.settings(options)
+    loading.settings(options)
     runtime.prepare()
-    from mtnlg import lm
     from mtnlg.data.chat import Chat, Message
 
-    model = lm.from_pretrained(options.model, mesh)
+    model = loading.load(options.model, mesh, options)
     chat = Chat(model.tokenizer, options.model)
-    settings = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
     beginning = [Message("system", options.system)] if options.system is not None else []
     messages = beginning
     with contextlib.suppress(KeyboardInterrupt):
         for line in _lines():
+            if line == HELP:
+                print(_HELP, flush=True)
+                continue
             if line == RESET:
                 messages = beginning
                 continue
-            asked = [*messages, Message("user", line)]
             try:
-                answer = _answer(model, chat.encode(asked), settings)
+                asked, ids = _fit(model, chat, [*messages, Message("user", line)], settings["max_new_tokens"])
+                answer = _answer(model, ids, options.stop, settings)
             except MtnlgError as error:
                 if not sys.stdin.isatty():
                     raise
@@ -61,18 +61,51 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _answer(model, ids: list[int], settings: dict) -> str:
-    """Writes the answer piece by piece and returns it whole. Raises ConfigError."""
-    seq_len = model.seq_len
-    room = seq_len - len(ids)
-    if room < 1:
-        raise ConfigError(f"the conversation has {len(ids)} tokens, and the model reads {seq_len}", "chat", RESET)
+def _fit(model, chat, messages: list, max_new_tokens: int) -> tuple[list, list[int]]:
+    """What is kept of a conversation, and its ids; an answer has what it may have, or a quarter of the context. Raises ConfigError."""
+    context = model.engine.context
+    for room in (context - min(max_new_tokens, context // 4), context - 1):
+        try:
+            ids, kept = chat.encode_latest(messages, room)
+        except ConfigError:
+            continue  # one message alone may have more of it
+        if len(kept) < len(messages):
+            dropped = len(messages) - len(kept)
+            loading.tell([f"the conversation is longer than the context of {context} tokens: its {dropped} oldest messages are gone"])
+        return kept, ids
+    raise ConfigError(f"the message is longer than the context of {context} tokens", "chat", "a shorter one, or a larger --context")
+
+
+def _answer(model, ids: list[int], stop: list[str], settings: dict) -> str:
+    """Writes the answer piece by piece and returns it whole, or as far as it was when somebody had read enough. Raises ConfigError."""
+    most = min(settings["max_new_tokens"], model.engine.context - len(ids))
     pieces = []
-    for piece in model.stream(ids, **settings | {"max_new_tokens": min(settings["max_new_tokens"], room)}):
-        pieces.append(piece)
-        print(piece.translate(_SHOWN), end="", flush=True)
+    with _ears() as enough, contextlib.closing(model.stream(ids, stop, **settings | {"max_new_tokens": most})) as answer:
+        for piece in answer:
+            pieces.append(piece)
+            print(terminal.shown(piece), end="", flush=True)
+            if enough.is_set():
+                break
     print(flush=True)
     return "".join(pieces)
+
+
+@contextlib.contextmanager
+def _ears() -> Iterator[threading.Event]:
+    """On a terminal, an event that Ctrl-C sets; a second one, or one elsewhere, is a KeyboardInterrupt."""
+    enough = threading.Event()
+
+    def hear(number, frame):
+        if enough.is_set():
+            raise KeyboardInterrupt
+        enough.set()
+
+    before = signal.signal(signal.SIGINT, hear) if sys.stdin.isatty() else None
+    try:
+        yield enough
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 def _lines() -> Iterator[str]:

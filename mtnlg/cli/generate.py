@@ -1,53 +1,85 @@
-"""Continues a prompt with a trained model, streaming to the terminal."""
+"""Continues a prompt with a trained model, streaming to the terminal; or many prompts of a file."""
 
 import argparse
 import itertools
+import json
 import os
 import sys
+from collections.abc import Callable, Iterable
 
-from mtnlg.cli import runtime
+from mtnlg.cli import loading, runtime, sampling, terminal
 from mtnlg.core import config as configs
 from mtnlg.core.errors import ConfigError, DataError
+from mtnlg.infer.truncate import POLICIES
+
+_SEEDS = 2**32
+_MOST_ROWS = 8  # of --n texts, written at once
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "%(prog)s (--workdir=RUN | --model=PATH) --prompt=TEXT [options] [--config.mesh.key=value ...]"
-    parser.epilog = "The model lies on one device, however it was trained; --config.mesh.tensor=4, say, spreads it over four."
-    parser.add_argument("--workdir", help="a run's folder; its newest checkpoint is taken")
-    parser.add_argument(
-        "--model", help="a run, one of its checkpoints/STEP, or a model of another project: Hugging Face's, .gguf, Megatron-LM's"
+    parser.usage = (
+        "%(prog)s (--workdir=RUN | --model=PATH) --prompt=TEXT [options] [--config.mesh.key=value ...]\n"
+        "       %(prog)s (--workdir=RUN | --model=PATH) --in=FILE.jsonl --out=FILE.jsonl [options]"
     )
-    parser.add_argument("--prompt", required=True, help="the text to continue; - reads standard input")
-    parser.add_argument("--max_new_tokens", type=int, default=64, help="tokens to write at most (default: 64)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token (default: 0.8)")
-    parser.add_argument("--top_k", type=int, default=0, help="only the k likeliest tokens; 0: all (default: 0)")
-    parser.add_argument("--top_p", type=float, default=0.95, help="only the likeliest tokens that reach this probability (default: 0.95)")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same text (default: 0)")
-    parser.add_argument("--stop", action="append", default=[], help="end before this text; may be given several times")
+    parser.epilog = (
+        "A line of --in is a JSON object: prompt or messages (role, content), and what may stand beside it: id, stop, truncate, keep,\n"
+        "slide, and how it writes, by the names of the options (but stop_ids, num_likeliest). A line's seed is --seed plus its number,\n"
+        "from 0. Lines of --out come as texts end, with the number of their line; started again, the command writes what is missing.\n\n"
+        "The model lies on one device, however it was trained; --config.mesh.tensor=4, say, spreads it over four."
+    )
+    parser.add_argument("--workdir", help="a run's folder; its newest checkpoint is taken")
+    parser.add_argument("--model", help=loading.MODEL)
+    parser.add_argument("--prompt", help="the text to continue; -, or none, reads standard input")
+    parser.add_argument("--n", type=int, default=1, help="texts for every prompt, with seeds that follow each other (default: 1)")
+    parser.add_argument(
+        "--logprobs",
+        type=int,
+        metavar="K",
+        help="after the text, its tokens with their log-probabilities, and the K likeliest of each place",
+    )
+    parser.add_argument("--in", dest="input", metavar="FILE", help="prompts, a JSON object a line")
+    parser.add_argument("--out", dest="output", metavar="FILE", help="where the texts of --in go, a JSON object a line")
+    parser.add_argument("--rows", type=int, default=8, help="texts of --in written at once (default: 8)")
+    group = parser.add_argument_group("more than the context holds")
+    group.add_argument("--truncate", choices=POLICIES, default="error", help="where a prompt is cut that is too long (default: error)")
+    group.add_argument("--keep", type=int, metavar="N", help="tokens of its beginning that stay (default: what texts begin with)")
+    group.add_argument("--slide", action="store_true", help="write on where the context ends, with the last half of the text in sight")
+    loading.add_arguments(parser)
+    sampling.add_arguments(parser)
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     mesh = configs.mesh_of(rest)
     if bool(options.workdir) == bool(options.model):
         raise ConfigError("name one model", "command line", "--workdir=RUN or --model=PATH")
+    if bool(options.input) != bool(options.output) or (options.input and options.prompt is not None):
+        raise ConfigError("--in and --out belong together, without --prompt", "command line", "--in=FILE.jsonl --out=FILE.jsonl")
+    for name in ("n", "rows"):
+        if getattr(options, name) < 1:
+            raise ConfigError(f"{name}={getattr(options, name)} is out of range", f"--{name}", "1 or more")
+    settings = sampling.settings(options, num_likeliest=options.logprobs, slide=options.slide)
+    loading.settings(options)
+    place = options.workdir or options.model
     runtime.prepare()
-    from mtnlg import lm
+    if options.input:
+        from mtnlg import batches
 
-    prompt = _text(sys.stdin.buffer.read() if options.prompt == "-" else os.fsencode(options.prompt))
-    model = lm.from_pretrained(options.workdir or options.model, mesh)
-    settings = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
-    pieces = model.stream(prompt, options.stop, **settings)
-    first = next(pieces, "")  # a request that cannot be honoured is refused before anything is written
-    known, wanted = model.seq_len, len(model.prompt_ids(prompt)) + options.max_new_tokens
-    if wanted > known:
-        said = f"{wanted} tokens are asked for, and the model has learnt from {known} at a time: what comes after them may be nonsense"
-        print(f"mtnlg: {said}", file=sys.stderr)
-    sys.stdout.write(prompt)
-    for piece in itertools.chain([first], pieces):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+        lines = batches.read(options.input, {"truncate": options.truncate, "keep": options.keep, "stop": options.stop, **settings})
+        batches.write(loading.load(place, mesh, options, options.rows), lines, options.output, options.n, sys.stderr)
+        loading.tell([f"{len(lines.lines) * options.n} texts are in {options.output}"])
+        return 0
+    prompt = _text(_prompt(options.prompt))
+    _write(loading.load(place, mesh, options, min(options.n, _MOST_ROWS)), prompt, options, settings)
     return 0
+
+
+def _prompt(given: str | None) -> bytes:
+    """Raises ConfigError when there is none."""
+    if given not in (None, "-"):
+        return os.fsencode(given)
+    if given is None and sys.stdin.isatty():
+        raise ConfigError("there is no prompt", "command line", "--prompt=TEXT, or a text on standard input")
+    return sys.stdin.buffer.read()
 
 
 def _text(prompt: bytes) -> str:
@@ -55,3 +87,80 @@ def _text(prompt: bytes) -> str:
         return prompt.decode()
     except UnicodeDecodeError as error:
         raise DataError(f"the prompt is not UTF-8: {error.reason} at byte {error.start}", "--prompt", "iconv -t UTF-8") from None
+
+
+def _write(model, prompt: str, options: argparse.Namespace, settings: dict) -> None:
+    """The texts of one prompt: one as it comes, several in the order of their seeds."""
+    from mtnlg.lm import Ask
+
+    ask = Ask(prompt, options.stop, options.truncate, options.keep, settings)
+    request, cut = model.request_of(ask)
+    _require_room(model, request)
+    safe = terminal.shown if sys.stdout.isatty() else str
+    if cut is not None:
+        loading.tell([f"tokens {cut.begin} to {cut.end - 1} of the prompt are cut out: there is no room for them"])
+    if options.n == 1:
+        written = model.write(request, options.stop)
+        first = next(written)  # a request that cannot be honoured is refused before anything is written
+        sys.stdout.write(prompt)
+        tokens, slides = [], 0
+        for one in itertools.chain([first], written):
+            tokens, slides = [*tokens, one.token], one.slides
+            sys.stdout.write(safe(one.text))
+            sys.stdout.flush()
+        _end(model, tokens, slides, options)
+        return
+    seeds = [(options.seed + number) % _SEEDS for number in range(options.n)]
+    asks = (ask._replace(sampling=settings | {"seed": seed}) for seed in seeds)
+    for number, answer in in_order(model.answer_many(asks)):
+        sys.stdout.write(f"--- seed {seeds[number]}\n{prompt}{safe(answer.text)}")
+        _end(model, answer.tokens, answer.slides, options)
+
+
+def in_order(numbered: Iterable[tuple[int, object]]) -> Iterable[tuple[int, object]]:
+    """Pairs by their numbers from 0, each as soon as those before it have come."""
+    waiting, due = {}, 0
+    for number, item in numbered:
+        waiting[number] = item
+        while due in waiting:
+            yield due, waiting.pop(due)
+            due += 1
+
+
+def _end(model, tokens: list, slides: int, options: argparse.Namespace) -> None:
+    """The end of a text, and what is to be told of it."""
+    sys.stdout.write("\n")
+    if options.logprobs is not None:
+        sys.stdout.write(table(tokens, model.tokenizer.decode_bytes))
+    sys.stdout.flush()
+    if slides:
+        loading.tell(
+            [f"the text came to the end of the context of {model.engine.context} tokens, and went on with its last half: {slides} x"]
+        )
+
+
+def table(tokens: list, bytes_of: Callable) -> str:
+    """A line a token: its log-probability in nats, itself, and the likeliest of its place."""
+
+    def shown(id: int) -> str:
+        return json.dumps(bytes_of([id]).decode(errors="replace"), ensure_ascii=False)
+
+    lines = ["\n  logprob  token"]
+    for token in tokens:
+        others = ", ".join(f"{shown(id)} {logprob:.3f}" for id, logprob in token.likeliest)
+        lines.append(f"{token.logprob:9.3f}  {shown(token.id):16} {others}".rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def _require_room(model, request) -> None:
+    """Raises ConfigError, whose cure are this command's options, for more tokens than the context holds."""
+    length, context = len(request.prompt), model.engine.context
+    wanted = length + request.max_new_tokens
+    if length < context and (wanted <= context or request.slide):
+        return
+    learned = model.engine.config.model.position == "learned"
+    cures = [f"--context={min(wanted, model.seq_len)}"] if min(wanted, model.seq_len) > context else []
+    cures += [f"--context={wanted}"] if not learned and wanted > model.seq_len else []
+    cures += [f"--max_new_tokens={context - length}", "--slide"] if length < context else ["--truncate=left"]
+    what = f"{length} tokens of prompt and {request.max_new_tokens} new ones exceed the context of {context}"
+    raise ConfigError(what, "--prompt", " or ".join(cures))

@@ -4,7 +4,7 @@ import argparse
 import os
 import pathlib
 
-from mtnlg.cli import runtime
+from mtnlg.cli import loading, runtime
 from mtnlg.core import config as configs
 from mtnlg.core import extras
 from mtnlg.core.errors import ConfigError, MissingInput
@@ -20,16 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"The key that every request has to bring stands in the environment, {KEY_VARIABLE}, or in a file.\n"
         "Without one only this machine's own programs are answered."
     )
-    parser.add_argument(
-        "--model",
-        required=True,
-        help="a run, one of its checkpoints/STEP, or a model of another project: Hugging Face's, .gguf, Megatron-LM's",
-    )
+    parser.add_argument("--model", required=True, help=loading.MODEL)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; others than this machine's own need a key")
     parser.add_argument("--port", type=int, default=8000, help="0: any free one (default: 8000)")
     parser.add_argument("--key_file", help="a file with keys, one a line: any of them opens the server")
     parser.add_argument("--rows", type=int, default=8, help="texts written at once (default: 8)")
-    parser.add_argument("--context", type=int, help="tokens of a prompt and its answer together (default: the model's seq_len)")
+    loading.add_arguments(parser)
     group = parser.add_argument_group("limits")
     for name, default, meaning in server_limits.meanings():
         group.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{meaning} (default: {default})")
@@ -38,12 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     mesh = configs.mesh_of(rest)
     limits = server_limits.Limits(**{name: getattr(options, name) for name, _, _ in server_limits.meanings()})
-    for name, value in {"rows": options.rows, "context": options.context or 1, **vars(limits)}.items():
+    for name, value in {"rows": options.rows, **vars(limits)}.items():
         if value < 1:
             raise ConfigError(f"{name}={value} is out of range", f"--{name}", "1 or more")
     if not 0 <= options.port < 2**16:
         raise ConfigError(f"port={options.port} is out of range", "--port", "0 to 65535")
-    keys = _keys(options.key_file)
+    keys, reading = _keys(options.key_file), loading.settings(options)
     runtime.prepare()
     with extras.needed("serve"):
         from mtnlg.serve.run import serve
@@ -51,7 +47,9 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     def make_writer():
         from mtnlg.serve.worker import make_writer
 
-        return make_writer(options.model, mesh, options.rows, options.context, limits.queue)
+        writer = make_writer(options.model, mesh, options.rows, limits.queue, **reading)
+        loading.tell(writer.notes)
+        return writer
 
     def say(address: str) -> None:
         key = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if keys else ""

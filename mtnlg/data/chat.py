@@ -1,12 +1,13 @@
 """Conversations as the ids that a model was taught to answer, by its own chat template."""
 
 import datetime
+import itertools
 import json
 import re
 from typing import Any, NamedTuple
 
 from mtnlg.core import extras
-from mtnlg.core.errors import DataError
+from mtnlg.core.errors import ConfigError, DataError
 from mtnlg.data.tokenizer import Tokenizer
 
 _PRIVATE_USE = range(0xE000, 0xF8FF)
@@ -66,6 +67,20 @@ class Chat:
         for place, part in enumerate(re.split(f"{mark}([0-9]+){mark}", self._render(shown))):
             ids += self._tokenizer.encode(apart[int(part)]) if place % 2 else self._tokenizer.encode_marked(part)
         return ids
+
+    def encode_latest(self, messages: list[Message], room: int) -> tuple[list[int], list[Message]]:
+        """`encode` of what is kept of a conversation, at most `room` ids, and what that is: without its oldest exchanges, where there are
+        too many, but with the system messages at its beginning. Raises ConfigError when its last exchange alone has too many ids.
+        """
+        head = list(itertools.takewhile(lambda message: message.role == "system", messages))
+        starts = [place for place, message in enumerate(messages) if message.role == "user" and place > len(head)]
+        for start in [len(head), *starts]:
+            kept = [*head, *messages[start:]]
+            ids = self.encode(kept)
+            if len(ids) <= room:
+                return ids, kept
+        what = f"the last message and what stands before every conversation have {len(ids)} tokens, and there is room for {room}"
+        raise ConfigError(what, "messages", "a shorter message, or fewer new tokens")
 
     def _render(self, messages: list[Message]) -> str:
         try:

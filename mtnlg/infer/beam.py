@@ -4,10 +4,20 @@ As in tensor2tensor and Wu et al. 2016 (arXiv 1609.08144, section 7), with anoth
 over length ** length_penalty, its length with the token that ends it.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from mtnlg import spmd
+from mtnlg.core.errors import ConfigError
+from mtnlg.infer import chunks
+from mtnlg.infer.engine import Engine
+from mtnlg.infer.programs import Programs
+from mtnlg.infer.request import Request
+from mtnlg.model import cache as caches
 
 
 class Hypothesis(NamedTuple):
@@ -75,3 +85,65 @@ def search(rows: Rows, width: int, max_new_tokens: int, end_ids: Collection[int]
         filled = [*live, *[live[0]] * (width - len(live))]
         rows.follow(np.array([row for _, row, _ in filled], np.int32), np.array([id for _, _, id in filled], np.int32))
     return [hypothesis for _, hypothesis in finished]
+
+
+class Beams:
+    """Searches with an engine's model, of which the weights are read as they lie; the cache has `width` rows of its own."""
+
+    def __init__(self, engine: Engine, width: int):
+        """Raises ConfigError for a width that is none, and for a mesh whose devices hold different rows."""
+        if width < 1:
+            raise ConfigError(f"a beam search over {width} rows", "width", "1 or more")
+        if engine.num_groups > 1:
+            what = f"the rows of a cache would lie in {engine.num_groups} groups of devices, and beams go from any row to any other"
+            raise ConfigError(what, "--config.mesh", "mesh.data=1 and mesh.replica=1; mesh.tensor parts the model")
+        self.engine, self.width, self.vocab_size = engine, width, engine.num_ids
+        self.programs = Programs(engine.config, engine.mesh, engine.laid, width, engine.num_ids, engine.programs.int8_cache)
+        everywhere, in_place = self.programs.everywhere, self.programs.in_place
+        read = spmd.read(engine.config, engine.mesh, engine.laid)
+
+        def going_on(params, rows_W, ids_W, position, cache):
+            """(logits [W, V], cache)."""
+            cache = jax.tree.map(lambda a: jnp.take(a, rows_W, axis=1), cache)
+            zeros_W = jnp.zeros_like(rows_W)
+            logits_WPV, cache = read(params, ids_W[:, None], zeros_W[:, None] + position, zeros_W, zeros_W[:, None], cache)
+            return logits_WPV[:, 0, : self.vocab_size], cache
+
+        def likeliest(count, logits_WV, totals_W):
+            logprobs_WV = jax.nn.log_softmax(logits_WV.astype(jnp.float32), axis=-1)
+            return jax.lax.top_k((totals_W[:, None] + logprobs_WV).reshape(-1), count)
+
+        self._going_on = jax.jit(going_on, donate_argnums=4, out_shardings=(everywhere, in_place))
+        self._likeliest = jax.jit(likeliest, static_argnums=0)
+
+    def search(
+        self, prompt: Sequence[int], max_new_tokens: int, end_ids: Collection[int] = (), length_penalty: float = 1.0
+    ) -> list[Hypothesis]:
+        """`search` after a prompt. Raises ConfigError for what the model cannot honour."""
+        self.engine.check(Request(prompt, max_new_tokens))
+        if not np.isfinite(length_penalty):
+            raise ConfigError(f"length_penalty={length_penalty} is out of range", "length_penalty", "a number; 0 for none")
+        self._cache, self._position = self.programs.empty_cache(chunks.num_slots(len(prompt) + max_new_tokens)), len(prompt)
+        for start in range(0, len(prompt), caches.BLOCK):
+            self._read_chunk(start, prompt[start : start + caches.BLOCK])
+        try:
+            return search(self, self.width, max_new_tokens, end_ids, length_penalty)
+        finally:
+            self._cache, self._logits_WV = None, None
+
+    def _read_chunk(self, start: int, ids: Sequence[int]) -> None:
+        """In row 0. That the others have read nothing does not matter: they are told to follow it."""
+        width = chunks.width(len(ids))
+        tokens_RL = np.pad(np.asarray(ids, np.int32), (0, width - len(ids)))[None]
+        inputs = tokens_RL, start + np.arange(width, dtype=np.int32)[None], np.zeros(1, np.int32), np.array([len(ids) - 1], np.int32)
+        logits_RV, self._cache = self.programs.chunk(self.engine.params, *self.programs.put(inputs, spmd.ROWS), self._cache)
+        self._logits_WV = jnp.broadcast_to(logits_RV, (self.width, self.vocab_size))
+
+    def likeliest(self, totals_W: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        totals_C, choices_C = self._likeliest(count, self._logits_WV, self.programs.put(totals_W))
+        return np.asarray(totals_C), np.asarray(choices_C)
+
+    def follow(self, rows_W: np.ndarray, ids_W: np.ndarray) -> None:
+        inputs = self.programs.put((rows_W, ids_W, np.int32(self._position)))
+        self._logits_WV, self._cache = self._going_on(self.engine.params, *inputs, self._cache)
+        self._position += 1

@@ -8,6 +8,7 @@ bits of a request's logits, and with them its tokens, depend neither on what run
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -242,7 +243,7 @@ class Engine:
         if text.row != source and text.num_read:
             size, numbers = self.num_rows // self.num_groups, np.zeros((3, self.num_groups), np.int32)
             numbers[:, group] = source % size, text.row % size, text.num_read // caches.BLOCK
-            self._cache = self.programs.copy_prefix(self._cache, *self.programs.put(tuple(numbers), spmd.ROWS))
+            self._copy_prefix(self.programs.put(tuple(numbers), spmd.ROWS))
         self._prefixes[text.row] = text.ids[: text.num_read]
         self._used[text.row] = max(self._used) + 1
         self._texts[text.row] = self._lanes[group] = text
@@ -260,8 +261,7 @@ class Engine:
                 tokens_RL[group, : len(chunk)] = chunk
                 positions_RL[group] = text.num_read + np.arange(width)
                 row_R[group], places_R[group] = text.row % size, len(chunk) - 1
-        inputs = self.programs.put((tokens_RL, positions_RL, row_R, places_R), spmd.ROWS)
-        logits_RV, self._cache = self.programs.chunk(self.params, *inputs, self._cache)
+        logits_RV = self._read(self.programs.put((tokens_RL, positions_RL, row_R, places_R), spmd.ROWS))
         finished: list[Text | None] = []
         for group, text in enumerate(lanes):
             if text is not None:
@@ -303,8 +303,7 @@ class Engine:
         if rows != self._active_rows:
             self._active_rows, self._active = rows, self.programs.put(np.isin(np.arange(self.num_rows), rows))
         wanted = any(text.request.num_likeliest is not None for text in writing)
-        self._rows, self._cache, told = self.programs.step(self.params, self._rows, self._cache, self._active, wanted)
-        self._send(told, [(text.row, text) for text in writing])
+        self._send(self._following(wanted), [(text.row, text) for text in writing])
         for text in writing:
             text.position += 1
 
@@ -320,9 +319,26 @@ class Engine:
             told, whose = self._sent.pop(0)
             going = [(place, text) for place, text in whose if not text.ended]
             if going:
-                host = Told(*(np.asarray(a) for a in told))
-                events += [self._event(text, token_of(host, place, text.request.num_likeliest)) for place, text in going]
+                host = jax.tree.map(np.asarray, told)
+                pairs = ((text, token) for place, text in going for token in self._tokens(host, place, text))
+                events += [self._event(text, token) for text, token in pairs if not text.ended]
         return events
+
+    # What `Speculation` does with two models
+
+    def _copy_prefix(self, numbers: tuple) -> None:
+        self._cache = self.programs.copy_prefix(self._cache, *numbers)
+
+    def _read(self, inputs: tuple):
+        logits_RV, self._cache = self.programs.chunk(self.params, *inputs, self._cache)
+        return logits_RV
+
+    def _following(self, with_logprobs: bool) -> Told:
+        self._rows, self._cache, told = self.programs.step(self.params, self._rows, self._cache, self._active, with_logprobs)
+        return told
+
+    def _tokens(self, host: Told, place: int, text: Text) -> list[Token]:
+        return [token_of(host, place, text.request.num_likeliest)]
 
     def _event(self, text: Text, token: Token) -> Event:
         text.ids.append(token.id)

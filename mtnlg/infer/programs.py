@@ -12,7 +12,6 @@ from mtnlg import spmd
 from mtnlg.core import schema
 from mtnlg.infer.sampling import History, Sampling, logprobs, sample
 from mtnlg.model import cache as caches
-from mtnlg.parallel import mesh as meshes
 
 EVERYWHERE = P()
 
@@ -56,25 +55,25 @@ class Programs:
 
     def __init__(self, config: schema.Config, mesh: Mesh, laid: spmd.Laid, num_rows: int, num_ids: int, int8_cache: bool):
         self.config, self.mesh, self.num_rows, self.num_ids, self.int8_cache = config, mesh, num_rows, num_ids, int8_cache
-        self._everywhere, self._in_place = NamedSharding(mesh, P()), NamedSharding(mesh, spmd.CACHE)
+        self.everywhere, self.in_place = NamedSharding(mesh, P()), NamedSharding(mesh, spmd.CACHE)
         one, all_rows = self._chunk(spmd.read(config, mesh, laid, one_row=True)), self._step(spmd.read(config, mesh, laid))
-        self.chunk = jax.jit(one, donate_argnums=5, out_shardings=(self._everywhere, self._in_place))
+        self.chunk = jax.jit(one, donate_argnums=5, out_shardings=(self.everywhere, self.in_place))
         self.forced = jax.jit(self._forced(spmd.read(config, mesh, laid, one_row=True)), donate_argnums=5)
-        self.begin = jax.jit(self._begin, donate_argnums=0, out_shardings=self._everywhere)
-        self.step = jax.jit(all_rows, donate_argnums=(1, 2), out_shardings=(self._everywhere, self._in_place, self._everywhere))
-        self.copy_prefix = jax.jit(spmd.copy_prefix(mesh), donate_argnums=0, out_shardings=self._in_place)
-        self.grown = jax.jit(self._grown, static_argnums=1, out_shardings=self._in_place)
+        self.begin = jax.jit(self._begin, donate_argnums=0, out_shardings=self.everywhere)
+        self.step = jax.jit(all_rows, donate_argnums=(1, 2), out_shardings=(self.everywhere, self.in_place, self.everywhere))
+        self.copy_prefix = jax.jit(spmd.copy_prefix(mesh), donate_argnums=0, out_shardings=self.in_place)
+        self.grown = jax.jit(self._grown, static_argnums=1, out_shardings=self.in_place)
 
     def put(self, tree, spec: P = EVERYWHERE):
-        """Host arrays, the same in every process, as global ones."""
-        leaves, structure = jax.tree.flatten(tree)
-        return structure.unflatten(meshes.put(self.mesh, dict(enumerate(map(np.asarray, leaves))), spec).values())
+        """Host arrays, the same in every process, as global ones; spec is that of their first axes."""
+        sharding = NamedSharding(self.mesh, spec)
+        return jax.tree.map(lambda a: jax.make_array_from_callback(np.shape(a), sharding, np.asarray(a).__getitem__), tree)
 
     def empty_cache(self, num_slots: int, num_rows: int | None = None):
         """num_rows: None: the engine's."""
         config, dtype, num_rows = self.config, jnp.dtype(self.config.train.compute_dtype), num_rows or self.num_rows
         make = lambda: caches.empty(config.model, num_rows, num_slots, dtype, config.mesh.tensor, self.int8_cache)  # noqa: E731
-        return jax.jit(make, out_shardings=self._in_place)()
+        return jax.jit(make, out_shardings=self.in_place)()
 
     def empty_rows(self) -> Rows:
         """All rows idle."""
@@ -102,7 +101,7 @@ class Programs:
             """Reads a chunk of one text, the same in all groups of devices: (what is told of the given next tokens [L], cache)."""
             places_RL = jnp.broadcast_to(jnp.arange(tokens_RL.shape[1]), tokens_RL.shape)
             logits_RLV, cache = read(params, tokens_RL, positions_RL, row_R, places_RL, cache)
-            return _tell(logits_RLV[0, :, : self.num_ids], next_RL[0], True), cache
+            return tell(logits_RLV[0, :, : self.num_ids], next_RL[0], True), cache
 
         return forced
 
@@ -113,10 +112,10 @@ class Programs:
         fresh = History(beginning.in_prompt_RV, jnp.zeros_like(old.counts_BV), beginning.bias_RV)
         history = jax.tree.map(lambda a, b: jnp.where(again[:, None], a, b), old, fresh)
         tokens_R = sample(logits_RV, beginning.sampling, history, beginning.positions_R + beginning.dropped_R)
-        history = history._replace(counts_BV=_counted(history.counts_BV, tokens_R))
+        history = history.after(tokens_R)
         new = Rows(tokens_R, beginning.positions_R, beginning.dropped_R, beginning.sampling, history)
         rows = jax.tree.map(lambda a, b: a.at[at].set(b, mode="drop"), rows, new)
-        return rows, _tell(logits_RV, tokens_R, with_logprobs)
+        return rows, tell(logits_RV, tokens_R, with_logprobs)
 
     def _step(self, read):
         def step(params, rows: Rows, cache, active_B, with_logprobs):
@@ -127,20 +126,16 @@ class Programs:
             logits_BV = logits_BPV[:, 0, : self.num_ids]
             tokens_B = sample(logits_BV, rows.sampling, rows.history, rows.positions_B + 1 + rows.dropped_B)
             tokens_B = jnp.where(active_B, tokens_B, rows.tokens_B)
-            counts_BV = _counted(rows.history.counts_BV, tokens_B)
-            rows = rows._replace(
-                tokens_B=tokens_B, positions_B=rows.positions_B + active_B, history=rows.history._replace(counts_BV=counts_BV)
-            )
-            return rows, cache, _tell(logits_BV, tokens_B, with_logprobs)
+            history = rows.history.after(tokens_B, active_B)
+            rows = rows._replace(tokens_B=tokens_B, positions_B=rows.positions_B + active_B, history=history)
+            return rows, cache, tell(logits_BV, tokens_B, with_logprobs)
 
         return step
 
 
-def _counted(counts_BV, tokens_B):
-    return counts_BV.at[jnp.arange(tokens_B.shape[0]), tokens_B].add(1)
+def tell(logits_BV, tokens_B, with_logprobs) -> Told:
+    """Of the model's own logits, and the tokens that follow."""
 
-
-def _tell(logits_BV, tokens_B, with_logprobs) -> Told:
     def nothing():
         shapes = jax.eval_shape(logprobs, logits_BV, tokens_B)
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

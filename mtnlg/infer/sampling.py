@@ -35,6 +35,10 @@ class History(NamedTuple):
     counts_BV: jax.Array
     bias_BV: jax.Array
 
+    def after(self, tokens_B, counts_B=1) -> "History":
+        """With these tokens written, so many times; several of each row, if they are [..., B]."""
+        return self._replace(counts_BV=self.counts_BV.at[jnp.arange(self.counts_BV.shape[0]), tokens_B].add(counts_B))
+
 
 def penalised(logits_BV, sampling: Sampling, history: History):
     """[B, V] float32: logits with the bias added, then the penalties, as `request.Request` defines them."""

@@ -16,14 +16,17 @@ BAR_COLUMNS = ("loss", "tokens_per_sec", "mfu")  # what fits beside a bar in 80 
 class Progress:
     """Shows the steps of a run on `stream` (default: standard output). Close it, or use it in a `with` block.
 
-    num_steps: steps of the whole run; first_step: steps already done before this start; log_every_steps: distance of plain lines.
+    num_steps: steps of the whole run; first_step: steps already done before this start; log_every_steps: distance of plain lines; unit:
+    what a step is called.
     """
 
-    def __init__(self, num_steps: int, first_step: int = 0, log_every_steps: int = 10, stream=None, clock=time.monotonic):
-        self._num_steps, self._log_every_steps, self._clock = num_steps, log_every_steps, clock
+    def __init__(
+        self, num_steps: int, first_step: int = 0, log_every_steps: int = 10, stream=None, clock=time.monotonic, unit: str = "step"
+    ):
+        self._num_steps, self._log_every_steps, self._clock, self._unit = num_steps, log_every_steps, clock, unit
         self._stream = stream or sys.stdout
         self._timed_from = None
-        self._bar = _bar(num_steps, first_step, self._stream) if self._stream.isatty() else None
+        self._bar = _bar(num_steps, first_step, self._stream, unit) if self._stream.isatty() else None
 
     def __enter__(self) -> "Progress":
         return self
@@ -44,7 +47,7 @@ class Progress:
             self._bar.set_description_str("  ".join(_shown(BAR_COLUMNS, values) + eta), refresh=False)
             self._bar.update(step - self._bar.n)
         elif step % self._log_every_steps == 0 or step == self._num_steps:
-            self.note("  ".join([f"step {step}/{self._num_steps}"] + _shown(COLUMNS, values) + eta))
+            self.note("  ".join([f"{self._unit} {step}/{self._num_steps}"] + _shown(COLUMNS, values) + eta))
 
     def note(self, text: str) -> None:
         """Prints a line of its own, above the bar if there is one."""
@@ -72,8 +75,8 @@ def _shown(names, values: dict) -> list[str]:
     return [COLUMNS[name](values[name]) for name in names if values.get(name) is not None]
 
 
-def _bar(num_steps: int, first_step: int, stream):
+def _bar(num_steps: int, first_step: int, stream, unit: str):
     from tqdm import tqdm
 
-    layout = "step {n_fmt}/{total_fmt} |{bar}| {desc}"
+    layout = unit + " {n_fmt}/{total_fmt} |{bar}| {desc}"
     return tqdm(total=num_steps, initial=first_step, file=stream, dynamic_ncols=True, bar_format=layout)

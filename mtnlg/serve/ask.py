@@ -4,11 +4,12 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mtnlg.core import strict_json
 from mtnlg.core.errors import MtnlgError
 from mtnlg.data.chat import Message
 from mtnlg.infer.request import Request
 from mtnlg.infer.truncate import Cut, fit
-from mtnlg.serve import fields, refusal, schema, strict_json
+from mtnlg.serve import fields, refusal, schema
 from mtnlg.serve.limits import Limits
 from mtnlg.serve.refusal import Refusal, bad
 from mtnlg.serve.writer import Job, Writer
@@ -79,7 +80,10 @@ def embeddings(body: bytes, writer: Writer, limits: Limits) -> tuple[list[str], 
 
 
 def _read(body: bytes, known: dict, writer: Writer) -> dict:
-    given = fields.read(strict_json.read(body), known)
+    try:
+        given = fields.read(strict_json.read(body), known)
+    except strict_json.NotStrict as error:
+        raise bad(f"the body {error}", code="invalid_json") from None
     check_model(given["model"], writer)
     if given.get("stream_options") is not None and not given["stream"]:
         raise bad("`stream_options` needs `stream` to be true", "stream_options")

@@ -22,14 +22,12 @@ _MOST_CALLS = 8  # scores and vectors that wait at a time
 _LONGEST_WARM_UP = 128  # tokens of the longest prompt that programs are compiled for before the first request
 
 
-def make_writer(
-    path: str, mesh: schema.Mesh, num_rows: int, context: int | None, max_queue: int, int8: Sequence[str] = ()
-) -> "EngineWriter":
-    """The model at `path`, ready to answer: its cache allocated, its programs compiled.
+def make_writer(path: str, mesh: schema.Mesh, num_rows: int, max_queue: int, **reading) -> "EngineWriter":
+    """The model at `path`, ready to answer: its cache allocated, its programs compiled. reading: other arguments of `lm.from_pretrained`.
 
     Raises what `lm.from_pretrained` raises, DataError (a broken chat template) and ConfigError (the cache does not fit the memory).
     """
-    model = lm.from_pretrained(path, mesh, num_rows=num_rows, context=context, int8=int8)
+    model = lm.from_pretrained(path, mesh, num_rows=num_rows, **reading)
     chat = Chat(model.tokenizer, path) if model.tokenizer.companions.template is not None else None
     try:
         model.engine.reserve(model.engine.context)
@@ -75,6 +73,7 @@ class EngineWriter:
 
     def __init__(self, model: lm.LanguageModel, chat: Chat | None, name: str, max_queue: int):
         self.name, self._model, self._chat, self._max_queue = name, model, chat, max_queue
+        self.notes = model.notes
         self.context, self.vocab_size, self.can_chat = model.engine.context, model.engine.num_ids, chat is not None
         self.wakes = threading.Condition()
         self._new: list[_Ticket] = []

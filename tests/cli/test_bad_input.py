@@ -1,6 +1,7 @@
 """What a user's mistake looks like: one line, or one line and a list, with key, value and cure; and the exit code."""
 
 import pathlib
+import types
 
 import jax
 import pytest
@@ -17,7 +18,9 @@ HEAD = "from mtnlg.core import config as configs\n\n\ndef get_config():\n    con
 
 @pytest.fixture(autouse=True)
 def in_repository(monkeypatch):
+    """As somebody who sits there and types nothing."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.stdin", types.SimpleNamespace(isatty=lambda: True))
 
 
 @pytest.fixture
@@ -62,7 +65,7 @@ USAGE = {
     "an empty workdir of the demo": (["demo", "--workdir="], "no folder is named for the run (command line). Try: --workdir=runs/NAME"),
     "no prompt": (
         ["generate", "--workdir=runs/x"],
-        "the following arguments are required: --prompt (command line). Try: python -m mtnlg generate --help",
+        "there is no prompt (command line). Try: --prompt=TEXT, or a text on standard input",
     ),
     "no model": (["generate", "--prompt=a"], "name one model (command line). Try: --workdir=RUN or --model=PATH"),
     "two models": (

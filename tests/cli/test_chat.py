@@ -1,6 +1,8 @@
 """`mtnlg chat`: a conversation through a pipe and on a terminal, its history, and what ends it."""
 
 import io
+import os
+import signal
 import sys
 import types
 
@@ -9,6 +11,7 @@ import pytest
 from mtnlg import lm
 from mtnlg.cli.main import main
 from mtnlg.core.errors import ConfigError
+from mtnlg.infer.request import Request
 from tests.data.test_chat import CHATML, with_template
 
 
@@ -17,9 +20,9 @@ class Parrot:
 
     def __init__(self, tokenizer):
         self.tokenizer, self.asked = tokenizer, []
-        self.seq_len = 1000
+        self.engine, self.notes = types.SimpleNamespace(context=1000), ()
 
-    def stream(self, ids, **sampling):
+    def stream(self, ids, stop, **sampling):
         self.asked.append((self.tokenizer.decode(ids), sampling))
         yield from ("answer ", str(len(self.asked)))
 
@@ -27,7 +30,7 @@ class Parrot:
 @pytest.fixture
 def parrot(monkeypatch, tmp_path):
     model = Parrot(with_template(tmp_path, CHATML))
-    monkeypatch.setattr(lm, "from_pretrained", lambda path, mesh: model)
+    monkeypatch.setattr(lm, "from_pretrained", lambda path, mesh, **settings: model)
     return model
 
 
@@ -41,7 +44,9 @@ def test_every_line_is_answered_with_all_that_was_said(parrot, monkeypatch, caps
     assert capsys.readouterr().out == "answer 1\nanswer 2\nanswer 3\n"
     first = "system\nbe brief\nuser\none\nassistant\n"
     assert [text for text, _ in parrot.asked[:2]] == [first, f"{first}answer 1\nuser\né two\nassistant\n"]
-    assert parrot.asked[0][1] == {"max_new_tokens": 9, "temperature": 0.0, "top_k": 0, "top_p": 0.95, "seed": 0}
+    changed = {"max_new_tokens": 9, "temperature": 0.0}
+    assert parrot.asked[0][1] == {n: v for n, v in (Request([])._asdict() | changed).items() if n in parrot.asked[0][1]}
+    assert set(parrot.asked[0][1]) == set(Request._fields) - {"prompt", "num_likeliest", "slide"}
 
 
 def test_reset(parrot, monkeypatch):
@@ -50,17 +55,42 @@ def test_reset(parrot, monkeypatch):
     assert [text for text, _ in parrot.asked] == ["user\none\nassistant\n", "user\ntwo\nassistant\n"]
 
 
+def test_the_defaults_of_a_conversation(parrot, monkeypatch):
+    piped(monkeypatch, b"one\n")
+    assert main(["chat", "--model=x"]) == 0
+    assert (parrot.asked[0][1]["temperature"], parrot.asked[0][1]["max_new_tokens"]) == (0.2, 512)
+
+
+def test_help(parrot, monkeypatch, capsys):
+    piped(monkeypatch, b"/help\none\n")
+    assert main(["chat", "--model=x"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("/reset  starts afresh\n") and out.endswith("answer 1\n") and len(parrot.asked) == 1
+
+
 def test_an_answer_has_the_room_that_is_left(parrot, monkeypatch, capsys):
-    piped(monkeypatch, b"a" * 900 + b"\nb\n")
+    piped(monkeypatch, b"a" * 900 + b"\n")
     assert main(["chat", "--model=x"]) == 0
     assert 50 < parrot.asked[0][1]["max_new_tokens"] < 100
     piped(monkeypatch, b"a" * 2000)
     assert main(["chat", "--model=x"]) == 2
-    assert "and the model reads 1000 (chat). Try: /reset" in capsys.readouterr().err
+    said = "mtnlg: error: the message is longer than the context of 1000 tokens (chat). Try: a shorter one, or a larger --context\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_long_conversation_loses_its_oldest_exchanges_but_not_the_system_message(parrot, monkeypatch, capsys):
+    """Of 1000 tokens a quarter is the next answer's; each message here is of about 310."""
+    piped(monkeypatch, b"".join(letter * 300 + b"\n" for letter in (b"a", b"b", b"c")))
+    assert main(["chat", "--model=x", "--system=be brief"]) == 0
+    turns = [[part.split("\n")[1][:1] for part in text.split("user")[1:]] for text, _ in parrot.asked]
+    assert turns == [["a"], ["a", "b"], ["b", "c"]]
+    assert all(text.startswith("system\nbe brief\nuser\n") for text, _ in parrot.asked)
+    said = "mtnlg: the conversation is longer than the context of 1000 tokens: its 2 oldest messages are gone\n"
+    assert capsys.readouterr().err == said
 
 
 def test_nothing_steers_the_terminal(parrot, monkeypatch, capsys):
-    parrot.stream = lambda ids, **sampling: iter(["a\tb\n\x1b[2J", "\x9b\r中"])
+    parrot.stream = lambda ids, stop, **sampling: (piece for piece in ["a\tb\n\x1b[2J", "\x9b\r中"])
     piped(monkeypatch, b"a\n")
     assert main(["chat", "--model=x"]) == 0
     assert capsys.readouterr().out == "a\tb\n\ufffd[2J\ufffd\ufffd中\n"
@@ -95,13 +125,38 @@ def test_a_terminal(parrot, monkeypatch, capsys, end):
     monkeypatch.setattr("builtins.input", read)
     stream = parrot.stream
 
-    def failing(ids, **sampling):
+    def failing(ids, stop, **sampling):
         if "two" in parrot.tokenizer.decode(ids):
             raise ConfigError("no", "here", "this")
-        return stream(ids, **sampling)
+        return stream(ids, stop, **sampling)
 
     parrot.stream = failing
     assert main(["chat", "--model=x"]) == 0
     said = capsys.readouterr()
     assert (said.out, said.err) == ("answer 1\nanswer 2\n\n", "mtnlg: error: no (here). Try: this\n")
     assert parrot.asked[1][0] == "user\none\nassistant\nanswer 1\nuser\nthree\nassistant\n"
+
+
+def test_ctrl_c_ends_the_answer_and_not_the_conversation(parrot, monkeypatch, capsys):
+    """A second one ends both."""
+    typed = iter(["one", "two"])
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+    closed, before = [], signal.getsignal(signal.SIGINT)
+
+    def stream(ids, stop, **sampling):
+        parrot.asked.append((parrot.tokenizer.decode(ids), sampling))
+        try:
+            yield "well, "
+            for _ in range(len(parrot.asked)):
+                os.kill(os.getpid(), signal.SIGINT)
+            yield "then"
+            yield " more"
+        finally:
+            closed.append(len(parrot.asked))
+
+    parrot.stream = stream
+    assert main(["chat", "--model=x"]) == 0
+    assert capsys.readouterr().out == "well, then\nwell, \n"
+    assert parrot.asked[1][0] == "user\none\nassistant\nwell, then\nuser\ntwo\nassistant\n"
+    assert closed == [1, 2] and signal.getsignal(signal.SIGINT) is before

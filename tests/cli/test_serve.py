@@ -65,15 +65,36 @@ def test_what_the_server_gets(served, monkeypatch, tmp_path, capsys):
     """Keys of environment and file, and every limit; the model is loaded by what it calls, with the length of the queue."""
     monkeypatch.setenv("MTNLG_API_KEY", KEY)
     (tmp_path / "keys").write_text(f"{KEY[::-1]}\n\n")
-    worker = types.SimpleNamespace(make_writer=lambda *arguments: arguments)
+    made = []
+    worker = types.SimpleNamespace(
+        make_writer=lambda *given, **reading: made.append((given, reading)) or types.SimpleNamespace(notes=["a"])
+    )
     monkeypatch.setitem(sys.modules, "mtnlg.serve.worker", worker)
     changed = {name: default + place for place, (name, default, _) in enumerate(meanings(), 1)}
     given = [f"--{name}={value}" for name, value in changed.items()]
-    assert main(["serve", "--model=m", f"--key_file={tmp_path / 'keys'}", "--host=::", "--port=0", "--rows=3", "--context=99", *given]) == 0
+    assert (
+        main(
+            [
+                "serve",
+                "--model=m",
+                f"--key_file={tmp_path / 'keys'}",
+                "--host=::",
+                "--port=0",
+                "--rows=3",
+                "--context=99",
+                "--int8=cache",
+                *given,
+            ]
+        )
+        == 0
+    )
     ((make_writer, host, port, keys, limits, say),) = served
     assert (host, port, keys, limits) == ("::", 0, (KEY.encode(), KEY[::-1].encode()), Limits(**changed))
-    model, _, rows, context, queue = make_writer()
-    assert (model, rows, context, queue) == ("m", 3, 99, limits.queue)
+    make_writer()
+    (((model, _, rows, queue), reading),) = made
+    assert (model, rows, queue) == ("m", 3, limits.queue)
+    assert reading == {"context": 99, "rope_scaling": "none", "int8": ("cache",), "int8_text": None}
     say("http://[::]:1")
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert err == "mtnlg: a\n"
     assert "http://[::]:1/v1/models" in out and KEY not in out and out.count("\n") == 1

@@ -1,11 +1,22 @@
 """Beam search finds what trying everything finds, where it is wide enough, and what an independent search finds where it is not."""
 
 import itertools
+from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
+from test_engine import SEQ_LEN, SPECS, make, oracle_logits
 
-from mtnlg.infer.beam import Hypothesis, search
+from mtnlg.core import schema
+from mtnlg.core.errors import ConfigError
+from mtnlg.infer import chunks
+from mtnlg.infer.beam import Beams, Hypothesis, search
+from mtnlg.infer.engine import Engine
+from mtnlg.infer.request import Request
+from mtnlg.model import cache as caches
+from mtnlg.parallel import mesh as meshes
+from mtnlg.parallel import specs
 
 V, LENGTH = 4, 4
 
@@ -118,3 +129,88 @@ class Ending(Toy):
 def test_a_search_ends_when_nothing_better_can_come(first, length_penalty, ids, steps):
     model = Ending(first, [0.06, 0.03, 0.01, 0.9])
     assert search(model, 1, 50, (3,), length_penalty)[0].ids == ids and model.asked == steps
+
+
+# With a model
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(caches, "BLOCK", 4)
+    monkeypatch.setattr(chunks, "SHORTEST", 1)
+
+
+class Forwards(Toy):
+    """Rows of the oracle, which reads whole texts anew."""
+
+    def __init__(self, width, name, prompt):
+        super().__init__(width)
+        (self.spec, self.params, _), self.prompt = make(name), prompt
+        self.vocab_size = self.spec.vocab_size
+
+    def logprobs(self, prefix):
+        logits = oracle_logits(self.spec, self.params, [*self.prompt, *prefix])
+        return logits - np.log(np.exp(logits).sum())
+
+
+def on_mesh(**degrees):
+    """The engine of "learned", spread."""
+    _, params, engine = make("learned")
+    config = replace(engine.config, mesh=schema.Mesh(**degrees))
+    made = meshes.make(config.mesh)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+    return Engine(config, made, jax.tree.map(jax.device_put, params, specs.shardings(made, specs.storage_table(config), params)))
+
+
+def same_hypotheses(found, expected) -> None:
+    assert [one.ids for one in found] == [one.ids for one in expected]
+    np.testing.assert_allclose([one.logprob for one in found], [one.logprob for one in expected], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_models_search_is_that_of_whole_forwards(name):
+    """After prompts of one chunk and of several, one search after the other, with ends and without."""
+    beams = Beams(make(name)[2], 4)
+    for prompt, end_ids in (([3], ()), ([1, 2, 3, 4, 5, 6], (1, 5)), ([1, 2, 3], (4,))):
+        found = beams.search(prompt, 6, end_ids, 0.8)
+        same_hypotheses(found, search(Forwards(4, name, prompt), 4, 6, end_ids, 0.8))
+        assert len({tuple(one.ids) for one in found}) == 4
+
+
+def test_one_beam_is_greedy():
+    engine = make("learned")[2]
+    for prompt in ([3], [5, 2, 7, 1, 1]):
+        assert [Beams(engine, 1).search(prompt, 9)[0].ids] == engine.generate([Request(prompt, 9, temperature=0.0)])
+
+
+def test_tensor_shards_search_alike():
+    same_hypotheses(Beams(on_mesh(tensor=2), 3).search([3, 1], 6, (1,)), Beams(make("learned")[2], 3).search([3, 1], 6, (1,)))
+
+
+def test_an_engine_at_work_is_left_alone():
+    engine = make("learned")[2]
+    beside = Request([3], 8, temperature=0.0)
+    events = engine.run([beside])
+    first = next(events)
+    Beams(engine, 2).search([1, 2], 3)
+    written = [event.token.id for event in (first, *events)]
+    assert [written] == engine.generate([beside])
+
+
+@pytest.mark.parametrize(
+    ("width", "prompt", "settings", "what"),
+    [
+        (0, [1], {}, "over 0 rows"),
+        (2, [], {}, "no tokens"),
+        (2, [1], {"max_new_tokens": SEQ_LEN}, "exceed"),
+        (2, [1], {"length_penalty": float("nan")}, "length_penalty=nan"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(width, prompt, settings, what):
+    with pytest.raises(ConfigError, match=what):
+        Beams(make("learned")[2], width).search(prompt, **{"max_new_tokens": 2} | settings)
+
+
+def test_groups_of_devices_are_refused():
+    with pytest.raises(ConfigError, match="2 groups of devices"):
+        Beams(on_mesh(data=2), 2)

@@ -23,6 +23,7 @@ from mtnlg.infer.sampling import History, sample
 from mtnlg.model import cache as caches
 from mtnlg.model import count
 from mtnlg.parallel import mesh as meshes
+from mtnlg.parallel import specs
 
 SEQ_LEN = 14
 SPECS = {
@@ -250,7 +251,7 @@ def test_the_last_token_says_that_there_is_no_more(engine):
 
 
 @each_spec
-@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"temperature": 1.2, "presence_penalty": 1.0}])
+@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"temperature": 1.2, "presence_penalty": 1.0, "frequency_penalty": 0.7}])
 def test_past_the_context_a_text_goes_on_from_its_last_half(name, sampling):
     """The bias and penalties stay those of the whole text; rows beside it that do not slide are as alone."""
     spec, params, engine = make(name, context=SEQ_LEN)
@@ -271,6 +272,21 @@ def test_rows_grow_when_a_longer_text_comes(monkeypatch):
     assert engine._cache.num_slots == 8
     assert engine.generate([short, long]) == [by_forwards(spec, params, request, 64) for request in (short, long)]
     assert engine._cache.num_slots == 64
+
+
+@pytest.mark.parametrize("mesh", [{"data": 2, "tensor": 2}, {"replica": 2, "data": 2}])
+def test_meshes_write_the_same(mesh, monkeypatch):
+    """With rows in every group of devices, prefixes copied among those of one, a text that slides, and chunks of one token."""
+    monkeypatch.setattr(chunks, "SHORTEST", 1)
+    _, params, engine = make("learned", num_rows=4)
+    config = replace(engine.config, mesh=schema.Mesh(**mesh))
+    made = meshes.make(config.mesh)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+    placed = jax.tree.map(jax.device_put, params, specs.shardings(made, specs.storage_table(config), params))
+    spread = Engine(config, made, placed, num_rows=4)
+    asked = [*requests(presence_penalty=1.0), *requests(temperature=1.5), Request([2, 7], 20, slide=True)]
+    assert spread.generate(asked * 2) == engine.generate(asked * 2)
+    assert spread.reused_tokens > 0
 
 
 def test_no_request_has_no_answer(engine):

@@ -39,7 +39,7 @@ def alone(folder):
 
 @pytest.fixture
 def writer(folder):
-    made = make_writer(str(folder), schema.Mesh(), ROWS, None, 20)
+    made = make_writer(str(folder), schema.Mesh(), ROWS, 20)
     yield made
     made.close(1.0)
 
@@ -147,7 +147,7 @@ def test_a_step_that_fails_ends_what_was_under_way_and_nothing_else(writer, monk
 
 
 def test_closing_lets_what_runs_end_and_cancels_the_rest(folder):
-    writer = make_writer(str(folder), schema.Mesh(), 1, None, 20)
+    writer = make_writer(str(folder), schema.Mesh(), 1, 20)
     ids, short, endless = writer.prompt_ids("the cat"), Listener(), Listener()
     writer.submit(Job((Request(ids, 3, temperature=0.0),)), short)
     writer.submit(Job((Request(ids, 10**9, temperature=0.0, slide=True),)), endless)

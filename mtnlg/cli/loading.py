@@ -1,0 +1,47 @@
+"""How a model is read to write with it: the options that `generate`, `chat` and `serve` have alike."""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from mtnlg.core import schema
+from mtnlg.core.errors import ConfigError
+from mtnlg.infer.stretch import SCALINGS
+
+MODEL = "a run, one of its checkpoints/STEP, or a model of another project: Hugging Face's, .gguf, Megatron-LM's"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how the model is read")
+    group.add_argument("--context", type=int, metavar="N", help="tokens of a prompt and its text together (default: the model's seq_len)")
+    group.add_argument(
+        "--rope_scaling", choices=SCALINGS, default="none", help="linear: --context=N lies where seq_len did (default: none)"
+    )
+    group.add_argument("--int8", default="", metavar="WHAT", help="weights, cache or weights,cache: kept in eight bits; says what it costs")
+    group.add_argument("--int8_text", metavar="FILE", help="measure that on this text (default: one that the exact model writes)")
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `lm.from_pretrained`. Raises ConfigError."""
+    if options.context is not None and options.context < 1:
+        raise ConfigError(f"context={options.context} is out of range", "--context", "1 or more")
+    if options.int8_text is not None and not options.int8:
+        raise ConfigError("there is nothing to measure without --int8", "--int8_text", "--int8=weights")
+    found = {name: getattr(options, name) for name in ("context", "rope_scaling", "int8_text")}
+    return found | {"int8": tuple(part for part in options.int8.split(",") if part)}
+
+
+def load(path: str, mesh: schema.Mesh, options: argparse.Namespace, num_rows: int = 1):
+    """The model, and on stderr what has to be known of it. Raises what `lm.from_pretrained` raises."""
+    from mtnlg import lm
+
+    model = lm.from_pretrained(path, mesh, num_rows=num_rows, **settings(options))
+    tell(model.notes)
+    return model
+
+
+def tell(notes: Iterable[str]) -> None:
+    """Lines for a person, on stderr."""
+    for note in notes:
+        print(f"mtnlg: {note}", file=sys.stderr, flush=True)
