@@ -6,7 +6,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.soak.answers import ask
-from benchmarks.soak.served import ENDLESS, KEYS, QUEUE, ROWS, Figure, Server, bar, client, until
+from benchmarks.soak.served import ENDLESS, KEYS, ROWS, Figure, Server, bar, client, until
 
 _MOST_SECS = 1.0
 _EVENTS_READ = 3
@@ -14,7 +14,7 @@ _EVENTS_READ = 3
 
 def too_many(server: Server, num_extra: int, num_tokens: int) -> Figure:
     """Figure 5: every row and every place of the queue is taken by a long request; then come as many more at once as are extra."""
-    room, asked = ROWS + QUEUE, {**ENDLESS, "model": "soak", "prompt": "the cat", "max_tokens": num_tokens, "seed": 5}
+    room, asked = server.room, {**ENDLESS, "model": "soak", "prompt": "the cat", "max_tokens": num_tokens, "seed": 5}
 
     def answered(_) -> tuple[int, int]:
         """(status, tokens)."""

@@ -36,6 +36,7 @@ class Server:
     url: str
     log: pathlib.Path  # what it writes to standard error
     http: httpx.Client  # with the first key
+    room: int  # texts that are written or wait at once
 
     @property
     def port(self) -> int:
@@ -65,13 +66,13 @@ def write_model(folder: pathlib.Path) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def serving(model: pathlib.Path, *options: str) -> Iterator[Server]:
-    """The command, until it is ready; ended afterwards, if it has not ended by then."""
+def serving(model: pathlib.Path, *options: str, queue: int = QUEUE) -> Iterator[Server]:
+    """The command, ready to be asked; ended afterwards, if it has not ended by then."""
     with tempfile.TemporaryDirectory() as folder:
         keys, log = pathlib.Path(folder) / "keys", pathlib.Path(folder) / "log"
         keys.write_text("\n".join(KEYS))
         command = [sys.executable, "-m", "mtnlg", "serve", f"--model={model}", "--port=0", f"--key_file={keys}"]
-        command += [f"--rows={ROWS}", f"--queue={QUEUE}", *options]
+        command += [f"--rows={ROWS}", f"--queue={queue}", *options]
         environment = {name: value for name, value in os.environ.items() if name != "MTNLG_API_KEY"} | {"JAX_PLATFORMS": "cpu"}
         with (
             open(log, "wb") as written,
@@ -85,7 +86,7 @@ def serving(model: pathlib.Path, *options: str) -> Iterator[Server]:
                     raise RuntimeError(f"the server did not start: {log.read_text()[-2000:]}")
                 url = line.split("the page is ")[1].split("/ ")[0]
                 with client(url, KEYS[0]) as http:
-                    yield Server(process, url, log, http)
+                    yield Server(process, url, log, http, ROWS + queue)
             finally:
                 process.terminate()
                 try:

@@ -30,7 +30,7 @@ def malformed(server: Server, num_requests: int) -> Figure:
             faults += [fault] if fault else []
             slowest_secs = max(slowest_secs, secs)
             shown.update()
-    told = ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items()))
+    told = ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items(), key=str))
     measured = f"{statuses.total()} requests: {told}; slowest {slowest_secs:.1f} s; {len(faults)} faults {faults[:1] or ''}".strip()
     return Figure("0 5xx, 0 hangs, every error in OpenAI's shape", measured, not faults and statuses.total() >= num_requests)
 
