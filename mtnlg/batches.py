@@ -203,7 +203,7 @@ def _told(model: LanguageModel, answer: Answer) -> dict[str, Any]:
 def _made(model: LanguageModel, lines: Lines, num_texts: int) -> dict[str, Any]:
     """What the texts depend on, but for the number of rows."""
     scaling = {"rope_scaling": model.engine.config.model.rope_scaling, "rope_scaling_factor": model.engine.config.model.rope_scaling_factor}
-    int8 = {"int8_weights": model.engine.laid.int8, "int8_cache": model.engine.programs.int8_cache}
+    int8 = {"int8_weights": model.engine.laid.int8, "int8_cache": model.engine.programs.int8_cache, "drafted": model.drafts is not None}
     settings = {name: sorted(value) if isinstance(value, frozenset) else value for name, value in lines.defaults.items()}
     whole = {"prompts": lines.sha256, "model": model.where, "context": model.engine.context, "n": num_texts, **scaling, **int8, **settings}
     return json.loads(json.dumps(whole))

@@ -1,29 +1,24 @@
 """A trained model to work with: text in, text, vectors and scores out."""
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import os
-import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from mtnlg import pretrained
-from mtnlg.core import config as configs
-from mtnlg.core import schema, validate
-from mtnlg.core.errors import ConfigError, DataError, MissingInput
+from mtnlg import engines, pretrained
+from mtnlg.core import schema
+from mtnlg.core.errors import ConfigError, DataError
 from mtnlg.data.tokenizer import Tokenizer
-from mtnlg.infer import int8_cost, stretch
-from mtnlg.infer.engine import Engine, refuse_stages
+from mtnlg.infer.beam import Beams
+from mtnlg.infer.engine import Engine
+from mtnlg.infer.int8_cost import Cost
 from mtnlg.infer.request import Request, Token
 from mtnlg.infer.scorer import Scorer
 from mtnlg.infer.truncate import Cut, fit
-from mtnlg.parallel import mesh as meshes
-from mtnlg.spmd import Laid
 from mtnlg.text_engine import TextEngine, Written
 
 
@@ -37,6 +32,8 @@ def from_pretrained(
     int8: Sequence[str] = (),
     int8_text: str | os.PathLike | None = None,
     rope_scaling: str = "none",
+    draft: str | os.PathLike | None = None,
+    num_drafted: int = 4,
 ) -> "LanguageModel":
     """The model of a run's folder (its newest checkpoint), of one `checkpoints/STEP`, of a folder as Hugging Face's transformers saves it,
     of a GGUF file or a Megatron-LM checkpoint, on a mesh of its own; None: one device. Every device reads only what it holds.
@@ -45,54 +42,18 @@ def from_pretrained(
     bfloat16 if their numbers are, else float32. tokenizer: a path; None: the one that came with the weights. num_rows: texts written at
     once. context: tokens of a text at most; None: what the model has learnt from at a time. int8: "weights" and "cache", which to keep
     in eight bits; what that costs is measured on a text of the model's own, or on the file `int8_text`. rope_scaling: as for
-    `stretch.stretched`. The mesh of the training does not matter. Of this one mesh.zero does not: the weights lie once, as they are
-    computed with.
+    `stretch.stretched`. draft: a smaller model with the same tokenizer, which drafts `num_drafted` tokens a step: texts come sooner and
+    are distributed as without (`infer.speculative`). The mesh of the training does not matter. Of this one mesh.zero does not: the
+    weights lie once, as they are computed with.
 
     Raises MissingInput (no weights or tokenizer there), DataError (damaged, unknown, of another version, or the tokenizer is not the one
-    trained with) or ConfigError (a mesh, a context, a scaling or a float64 that cannot be honoured here).
+    trained with) or ConfigError (a mesh, a context, a scaling, a draft or a float64 that cannot be honoured here).
     """
     model = pretrained.open_model(path, tokenizer)
-    values = configs.to_flat(model.config) | ({} if dtype is None else {"train.compute_dtype": dtype})
-    config = dataclasses.replace(configs.from_flat(values), mesh=dataclasses.replace(mesh or schema.Mesh(), zero=0))
-    config = dataclasses.replace(config, model=stretch.stretched(config.model, context, rope_scaling))
-    configs.require_none(validate.mesh_problems(config), model.where)
-    refuse_stages(config)
-    if unknown := set(int8) - {"weights", "cache"}:
-        raise ConfigError(f"{', '.join(sorted(unknown))} cannot be kept in eight bits", "int8", "weights, cache or both")
-    if config.train.compute_dtype == "float64" and not jax.config.jax_enable_x64:
-        raise ConfigError("computing in float64 needs 64-bit mode", "dtype=float64", "JAX_ENABLE_X64=1 before the command")
-    made, num_ids = meshes.make(config.mesh), model.tokenizer.vocab_size
-    params, exact = model.load_params(config, made), None
-    if int8:
-        length = min(context or config.model.seq_len, int8_cost.TEXT_TOKENS if int8_text is None else int8_cost.PART_TOKENS)
-        exact = _exact_reading(Engine(config, made, params, num_ids, int8_cost.NUM_TEXTS, length), model.tokenizer, int8_text)
-    # On a CPU, a layer taken out of a stack is copied: that costs more than what is then computed with it.
-    laid = Laid(apart=jax.default_backend() == "cpu", int8="weights" in int8)
-    settings = {"num_rows": num_rows, "context": context, "laid": laid, "int8_cache": "cache" in int8, "consume": True}
-    found = LanguageModel(model.tokenizer, Engine(config, made, params, num_ids, **settings), model.where)
-    found.notes += stretch.notes(config.model, found.engine.context, rope_scaling)
-    if exact is not None:
-        found.int8_cost = int8_cost.cost(exact, int8_cost.read(found.engine, exact.texts, exact.own_text))
-        found.notes.append(int8_cost.told(found.int8_cost))
-    return found
-
-
-def _exact_reading(engine: Engine, tokenizer: Tokenizer, file: str | os.PathLike | None) -> int8_cost.Reading:
-    """What is compared with the same model in eight bits; the engine lets its weights go. Raises MissingInput, DataError for the file."""
-    start_ids = list(tokenizer.start_ids) or [tokenizer.eod_id]
-    if file is None:
-        reading = int8_cost.written(engine, start_ids)
-    else:
-        try:
-            text = pathlib.Path(file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise MissingInput(f"the text cannot be read: {error}", str(file), "a file of UTF-8 text") from error
-        texts = int8_cost.parted([*start_ids, *tokenizer.encode(text)], engine.context)
-        if not texts:
-            raise DataError("the text has no tokens", str(file), "a text that is not empty")
-        reading = int8_cost.read(engine, texts, own_text=False)
-    engine.unload()
-    return reading
+    settings = engines.Settings(num_rows, context, tuple(int8), int8_text, rope_scaling)
+    small = None if draft is None else engines.Draft(pretrained.open_model(draft), num_drafted)
+    made = engines.make(model, mesh or schema.Mesh(), dtype, settings, small)
+    return LanguageModel(model.tokenizer, made.engine, model.where, made.notes, made.int8_cost)
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -128,15 +89,19 @@ class LanguageModel:
     where: of the weights. notes: lines that whoever uses the model should read. int8_cost: None where all is exact.
     """
 
-    def __init__(self, tokenizer: Tokenizer, engine: Engine, where: str = ""):
+    def __init__(self, tokenizer: Tokenizer, engine: Engine, where: str = "", notes: Sequence[str] = (), int8_cost: Cost | None = None):
         self.tokenizer, self.engine, self.texts = tokenizer, engine, TextEngine(tokenizer, engine)
-        self.where, self.notes = where, []
-        self.int8_cost: int8_cost.Cost | None = None
+        self.where, self.notes, self.int8_cost = where, tuple(notes), int8_cost
 
     @functools.cached_property
     def scorer(self) -> Scorer:
         """For scores of ids, whether they are the likeliest ones, and for batches of them."""
         return Scorer(self.engine)
+
+    @property
+    def drafts(self) -> tuple[int, int] | None:
+        """(tokens of the draft that were taken, all that it drafted), or None without a draft."""
+        return self.engine.drafts
 
     @property
     def seq_len(self) -> int:
@@ -208,14 +173,13 @@ class LanguageModel:
                     going[self.texts.submit(request, ask.stop)] = number, cut, []
                 if not going:
                     return
-                for written in self.texts.step():
-                    if written.number in going:
-                        number, cut, told = going[written.number]
-                        told.append(written)
-                        if written.finish is not None:
-                            del going[written.number]
-                            text, tokens = "".join(one.text for one in told), [one.token for one in told]
-                            yield number, Answer(text, tokens, written.finish, cut, written.slides)
+                for written in self.texts.step_for(going):
+                    number, cut, told = going[written.number]
+                    told.append(written)
+                    if written.finish is not None:
+                        del going[written.number]
+                        text, tokens = "".join(one.text for one in told), [one.token for one in told]
+                        yield number, Answer(text, tokens, written.finish, cut, written.slides)
         finally:
             for number in going:
                 self.texts.cancel(number)
@@ -232,6 +196,17 @@ class LanguageModel:
         request, _ = self.request_of(Ask(prompt, sampling=sampling))
         with contextlib.closing(self.write(request, stop)) as told:
             yield from (written.text for written in told if written.text)
+
+    def beam_search(
+        self, prompt: str | Sequence[int], width: int, max_new_tokens: int = 64, length_penalty: float = 1.0
+    ) -> list[tuple[str, float]]:
+        """At most `width` texts that follow a text, or ids as they are, with their log-probabilities, best first: see `infer.beam`.
+
+        Raises ConfigError.
+        """
+        ids = self.request_of(Ask(prompt))[0].prompt
+        found = Beams(self.engine, width).search(ids, max_new_tokens, self.tokenizer.end_ids, length_penalty)
+        return [(self.tokenizer.decode(hypothesis.ids), hypothesis.logprob) for hypothesis in found]
 
     def request_of(self, ask: "Ask") -> tuple[Request, Cut | None]:
         """What the engine is asked, which still has to check it, and what was cut out of the prompt. Raises ConfigError as `fit` does."""
@@ -253,10 +228,9 @@ class LanguageModel:
         try:
             finish = None
             while finish is None:
-                for written in self.texts.step():
-                    if written.number == number:
-                        finish = written.finish
-                        yield written
+                for written in self.texts.step_for([number]):
+                    finish = written.finish
+                    yield written
         finally:
             self.texts.cancel(number)
 

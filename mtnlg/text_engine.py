@@ -1,7 +1,7 @@
 """An engine whose answers are text: whole characters, up to the first stop string."""
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from mtnlg.data.tokenizer import Tokenizer
@@ -28,6 +28,7 @@ class TextEngine:
     def __init__(self, tokenizer: Tokenizer, engine: Engine):
         self.tokenizer, self.engine = tokenizer, engine
         self._assemblies: dict[int, Assembly] = {}
+        self._waiting: list[Written] = []  # told in a step that was taken for others
 
     def submit(self, request: Request, stop: Sequence[str] = ()) -> int:
         """Queues a text, which ends at the tokenizer's `end_ids` too, and returns its number. Raises ConfigError as the engine does."""
@@ -37,8 +38,8 @@ class TextEngine:
 
     def cancel(self, number: int) -> None:
         """Ends a text, if it has not ended; nothing more is told of it."""
-        self.engine.cancel(number)
-        self._assemblies.pop(number, None)
+        self._end(number)
+        self._waiting = [written for written in self._waiting if written.number != number]
 
     @property
     def busy(self) -> bool:
@@ -54,9 +55,21 @@ class TextEngine:
                 if assembly.stopped:
                     finish = "stop"
                 if finish is not None:
-                    self.cancel(number)
+                    self._end(number)
                 told.append(Written(number, text, token, finish, slides))
         return told
+
+    def step_for(self, numbers: Collection[int]) -> list[Written]:
+        """What is told of these texts: what steps for others told of them, or else what one step tells. For callers that take turns."""
+        if not any(written.number in numbers for written in self._waiting):
+            self._waiting += self.step()
+        found = [written for written in self._waiting if written.number in numbers]
+        self._waiting = [written for written in self._waiting if written.number not in numbers]
+        return found
+
+    def _end(self, number: int) -> None:
+        self.engine.cancel(number)
+        self._assemblies.pop(number, None)
 
 
 class Assembly:

@@ -34,7 +34,8 @@ ALLOWED = {
     "pretrained": {"core", "data", "checkpoint", "layered", "weights", "interop", "model", "parallel"},
 }
 ALLOWED["text_engine"] = {"data", *ALLOWED["infer"], "infer"}
-ALLOWED["lm"] = {"pretrained", "text_engine", *ALLOWED["text_engine"], *ALLOWED["pretrained"]}
+ALLOWED["engines"] = {"pretrained", "infer", *ALLOWED["infer"], *ALLOWED["pretrained"]}
+ALLOWED["lm"] = {"engines", "pretrained", "text_engine", *ALLOWED["text_engine"], *ALLOWED["pretrained"]}
 ALLOWED["pretrain"] = {"lm", "corpus", "train", "run", *ALLOWED["lm"]}
 ALLOWED["serve"] = {"lm", *ALLOWED["lm"]}
 ALLOWED["batches"] = {"lm", "run", *ALLOWED["lm"]}

@@ -1,6 +1,7 @@
 """Text in; text, scores and vectors out, from a run's folder that was never trained; and what is said when it is not whole."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 
@@ -125,6 +126,13 @@ def test_stream_complete_and_generate_agree(model, sampling):
     ids = model.generate(model.tokenizer.encode("the cat"), max_new_tokens=20, **sampling)
     assert "".join(pieces) == text == model.tokenizer.decode(ids)
     assert len(pieces) > 1 and all(pieces)
+
+
+def test_texts_that_take_turns_are_those_alone(model):
+    """Whoever asks for the next piece brings the others on as well."""
+    alone = [model.complete("the cat", max_new_tokens=length, seed=length) for length in (9, 4)]
+    pairs = itertools.zip_longest(*(model.stream("the cat", max_new_tokens=length, seed=length) for length in (9, 4)), fillvalue="")
+    assert ["".join(pieces) for pieces in zip(*pairs, strict=True)] == alone
 
 
 def test_no_prompt_starts_a_document(model):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from mtnlg.cli import loading, runtime, sampling, terminal
 from mtnlg.core import config as configs
 from mtnlg.core.errors import ConfigError, DataError
+from mtnlg.infer.request import Request
 from mtnlg.infer.truncate import POLICIES
 
 _SEEDS = 2**32
@@ -37,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="after the text, its tokens with their log-probabilities, and the K likeliest of each place",
     )
+    parser.add_argument("--beams", type=int, metavar="W", help="search for the W likeliest texts, W at a time, instead of drawing one")
+    parser.add_argument("--length_penalty", type=float, default=1.0, help="of --beams: the larger, the longer they are (default: 1.0)")
     parser.add_argument("--in", dest="input", metavar="FILE", help="prompts, a JSON object a line")
     parser.add_argument("--out", dest="output", metavar="FILE", help="where the texts of --in go, a JSON object a line")
     parser.add_argument("--rows", type=int, default=8, help="texts of --in written at once (default: 8)")
@@ -54,23 +57,37 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         raise ConfigError("name one model", "command line", "--workdir=RUN or --model=PATH")
     if bool(options.input) != bool(options.output) or (options.input and options.prompt is not None):
         raise ConfigError("--in and --out belong together, without --prompt", "command line", "--in=FILE.jsonl --out=FILE.jsonl")
-    for name in ("n", "rows"):
-        if getattr(options, name) < 1:
+    for name in ("n", "rows", "beams"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ConfigError(f"{name}={getattr(options, name)} is out of range", f"--{name}", "1 or more")
     settings = sampling.settings(options, num_likeliest=options.logprobs, slide=options.slide)
     loading.settings(options)
+    if options.beams is not None:
+        _require_no_sampling(options, settings)
     place = options.workdir or options.model
     runtime.prepare()
     if options.input:
         from mtnlg import batches
 
         lines = batches.read(options.input, {"truncate": options.truncate, "keep": options.keep, "stop": options.stop, **settings})
-        batches.write(loading.load(place, mesh, options, options.rows), lines, options.output, options.n, sys.stderr)
+        model = loading.load(place, mesh, options, options.rows)
+        batches.write(model, lines, options.output, options.n, sys.stderr)
         loading.tell([f"{len(lines.lines) * options.n} texts are in {options.output}"])
-        return 0
-    prompt = _text(_prompt(options.prompt))
-    _write(loading.load(place, mesh, options, min(options.n, _MOST_ROWS)), prompt, options, settings)
+    else:
+        prompt = _text(_prompt(options.prompt))
+        model = loading.load(place, mesh, options, min(options.n, _MOST_ROWS))
+        _write(model, prompt, options, settings)
+    loading.tell_drafts(model)
     return 0
+
+
+def _require_no_sampling(options: argparse.Namespace, settings: dict) -> None:
+    """Raises ConfigError for an option that has no say in a beam search."""
+    given = [name for name, value in settings.items() if name != "max_new_tokens" and value != Request._field_defaults[name]]
+    given += [name for name, is_given in (("n", options.n > 1), ("stop", options.stop), ("in", options.input)) if is_given]
+    if given:
+        option = {"num_likeliest": "logprobs", "stop_ids": "stop_id"}.get(given[0], given[0])
+        raise ConfigError(f"a beam search finds the likeliest texts: --{option} has no say in it", "--beams", "one of the two")
 
 
 def _prompt(given: str | None) -> bytes:
@@ -99,6 +116,10 @@ def _write(model, prompt: str, options: argparse.Namespace, settings: dict) -> N
     safe = terminal.shown if sys.stdout.isatty() else str
     if cut is not None:
         loading.tell([f"tokens {cut.begin} to {cut.end - 1} of the prompt are cut out: there is no room for them"])
+    if options.beams is not None:
+        for text, logprob in model.beam_search(request.prompt, options.beams, options.max_new_tokens, options.length_penalty):
+            sys.stdout.write(f"--- log-probability {logprob:.3f}\n{prompt}{safe(text)}\n")
+        return
     if options.n == 1:
         written = model.write(request, options.stop)
         first = next(written)  # a request that cannot be honoured is refused before anything is written

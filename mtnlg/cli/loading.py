@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rope_scaling", choices=SCALINGS, default="none", help="linear: --context=N lies where seq_len did (default: none)"
     )
     group.add_argument("--int8", default="", metavar="WHAT", help="weights, cache or weights,cache: kept in eight bits; says what it costs")
+    group.add_argument("--draft", metavar="PATH", help="a smaller model with the same tokenizer that drafts: same texts, sooner")
+    group.add_argument("--num_drafted", type=int, default=4, metavar="N", help="tokens that it drafts at a time (default: 4)")
     group.add_argument("--int8_text", metavar="FILE", help="measure that on this text (default: one that the exact model writes)")
 
 
@@ -28,7 +30,9 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"context={options.context} is out of range", "--context", "1 or more")
     if options.int8_text is not None and not options.int8:
         raise ConfigError("there is nothing to measure without --int8", "--int8_text", "--int8=weights")
-    found = {name: getattr(options, name) for name in ("context", "rope_scaling", "int8_text")}
+    if options.num_drafted < 1:
+        raise ConfigError(f"num_drafted={options.num_drafted} is out of range", "--num_drafted", "1 or more")
+    found = {name: getattr(options, name) for name in ("context", "rope_scaling", "int8_text", "draft", "num_drafted")}
     return found | {"int8": tuple(part for part in options.int8.split(",") if part)}
 
 
@@ -39,6 +43,13 @@ def load(path: str, mesh: schema.Mesh, options: argparse.Namespace, num_rows: in
     model = lm.from_pretrained(path, mesh, num_rows=num_rows, **settings(options))
     tell(model.notes)
     return model
+
+
+def tell_drafts(model) -> None:
+    """How many of the tokens that were drafted could be taken, on stderr."""
+    if model.drafts:
+        taken, drafted = model.drafts
+        tell([f"{taken} of {drafted} drafted tokens were taken"])
 
 
 def tell(notes: Iterable[str]) -> None:

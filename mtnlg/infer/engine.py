@@ -68,6 +68,7 @@ class Engine:
         self._queue: deque[Text] = deque()
         self._texts: list[Text | None]
         self._lanes: list[Text | None]  # whose prompt is being read, in each group of devices
+        self._untold: list[Event] = []  # of requests that others than the caller of a step wait for
         self._sent: list[tuple[Told, list[tuple[int, Text]]]]  # steps under way, and who gets which of their tokens
         self._used = [0] * self.num_rows  # when each row was last taken
         self.reset()
@@ -132,6 +133,11 @@ class Engine:
                 self._end(text)
 
     @property
+    def drafts(self) -> tuple[int, int] | None:
+        """(drafted tokens that were taken, all that were drafted), or None without a draft."""
+        return None
+
+    @property
     def num_queued(self) -> int:
         return len(self._queue)
 
@@ -154,7 +160,8 @@ class Engine:
     def step(self) -> list[Event]:
         """Reads a chunk of a waiting prompt in each group of devices, writes a token in every row that writes, and tells the tokens of
         the step before: the devices are at work on this one meanwhile."""
-        events = self._slide()
+        events = [*self._untold, *self._slide()]
+        self._untold = []
         self._take_rows()
         if any(self._lanes):
             self._read_chunk()
@@ -172,9 +179,9 @@ class Engine:
         places = {self.submit(request): place for place, request in enumerate(requests)}
         try:
             while any(number in places for number in self._numbers_under_way()):
-                for event in self.step():
-                    if event.number in places:
-                        yield event._replace(number=places[event.number])
+                events = self.step()
+                self._untold += [event for event in events if event.number not in places]
+                yield from (event._replace(number=places[event.number]) for event in events if event.number in places)
         finally:
             for number in places:
                 self.cancel(number)

@@ -41,6 +41,10 @@ class Speculation(Engine):
         """As `Engine.check`; and a text cannot slide."""
         super().check(request._replace(slide=False))
 
+    @property
+    def drafts(self) -> tuple[int, int]:
+        return self.taken_tokens, self.drafted_tokens
+
     def unload(self) -> None:
         super().unload()
         self.draft.unload()

@@ -46,6 +46,8 @@ class _OfLoad(Collector):
         ("prompt_tokens", "Tokens of prompts"),
         ("reused_tokens", "Tokens of prompts that had been read before"),
         ("written_tokens", "Tokens written"),
+        ("drafted_tokens", "Tokens that the draft drafted"),
+        ("taken_tokens", "Tokens of the draft that were taken"),
     )
 
     def __init__(self, load: Callable[[], Load | None]):

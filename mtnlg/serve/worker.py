@@ -127,7 +127,9 @@ class EngineWriter:
         choices = sum(len(ticket.job.requests) for ticket in self._new) + sum(len(ticket.numbers) for ticket in self._tickets)
         rows = self._model.engine.num_rows
         running = min(choices, rows)
-        return Load(choices - running, running, rows, self._prompt_tokens, self._model.engine.reused_tokens, self._written_tokens)
+        taken, drafted = self._model.drafts or (0, 0)
+        reused = self._model.engine.reused_tokens
+        return Load(choices - running, running, rows, self._prompt_tokens, reused, self._written_tokens, drafted, taken)
 
     def _call(self, function: Callable):
         """What the function returns, called in the writer's thread between two steps. Raises Busy, and what it raises."""

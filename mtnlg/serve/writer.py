@@ -53,7 +53,7 @@ class Busy(Exception):
 
 
 class Load(NamedTuple):
-    """queued, running: jobs' choices; rows: what can run at once. The others count since the start."""
+    """queued, running: jobs' choices; rows: what can run at once. The others count since the start; the last two only with a draft."""
 
     queued: int
     running: int
@@ -61,6 +61,8 @@ class Load(NamedTuple):
     prompt_tokens: int
     reused_tokens: int
     written_tokens: int
+    drafted_tokens: int = 0
+    taken_tokens: int = 0
 
 
 class Ticket(Protocol):

@@ -15,6 +15,8 @@ from mtnlg.infer.request import Request, Token
 from mtnlg.text_engine import Written
 from tests.test_lm import CONFIG, write_run
 
+NO_DRAFT = {"draft": None, "num_drafted": 4}
+
 
 class Echo:
     """A model that says its prompt again, word by word."""
@@ -22,6 +24,7 @@ class Echo:
     path = asked = None
     seq_len = 80
     notes = ()
+    drafts = None
 
     def __init__(self):
         self.engine = types.SimpleNamespace(context=80, config=types.SimpleNamespace(model=types.SimpleNamespace(position="rope")))
@@ -71,14 +74,21 @@ def test_defaults_are_those_of_a_request(echo):
     assert main(["generate", "--model=runs/x/checkpoints/3", "--prompt=a"]) == 0
     assert echo.asked.sampling == {name: value for name, value in Request([])._asdict().items() if name != "prompt"}
     assert echo.path == "runs/x/checkpoints/3"
-    assert echo.settings == {"num_rows": 1, "context": None, "rope_scaling": "none", "int8": (), "int8_text": None}
+    assert echo.settings == {"num_rows": 1, "context": None, "rope_scaling": "none", "int8": (), "int8_text": None, **NO_DRAFT}
 
 
 def test_how_the_model_is_read(echo, capsys):
     echo.notes = ["it is small", "it is old"]
     options = ["--context=99", "--rope_scaling=linear", "--int8=weights,cache", "--int8_text=f"]
     assert main(["generate", "--model=x", "--prompt=a", *options]) == 0
-    assert echo.settings == {"num_rows": 1, "context": 99, "rope_scaling": "linear", "int8": ("weights", "cache"), "int8_text": "f"}
+    assert echo.settings == {
+        "num_rows": 1,
+        "context": 99,
+        "rope_scaling": "linear",
+        "int8": ("weights", "cache"),
+        "int8_text": "f",
+        **NO_DRAFT,
+    }
     assert capsys.readouterr().err == "mtnlg: it is small\nmtnlg: it is old\n"
 
 
@@ -114,6 +124,12 @@ def test_a_terminal_is_not_steered(echo, monkeypatch):
         (["--logprobs=21"], "num_likeliest=21 is out of range (--logprobs). Try: 0 to 20, or none"),
         (["--logit_bias=3"], "'3' is no bias (--logit_bias). Try: --logit_bias=ID=NUMBER, as 42=-5"),
         (["--context=0"], "context=0 is out of range (--context). Try: 1 or more"),
+        (["--beams=2", "--top_k=3"], "a beam search finds the likeliest texts: --top_k has no say in it (--beams). Try: one of the two"),
+        (
+            ["--beams=2", "--logprobs=1"],
+            "a beam search finds the likeliest texts: --logprobs has no say in it (--beams). Try: one of the two",
+        ),
+        (["--beams=2", "--n=2"], "a beam search finds the likeliest texts: --n has no say in it (--beams). Try: one of the two"),
         (["--n=0"], "n=0 is out of range (--n). Try: 1 or more"),
         (["--int8_text=a"], "there is nothing to measure without --int8 (--int8_text). Try: --int8=weights"),
         (["--out=a"], "--in and --out belong together, without --prompt (command line). Try: --in=FILE.jsonl --out=FILE.jsonl"),
@@ -184,6 +200,21 @@ def test_log_probabilities_are_those_told(loaded, capsys):
     for row, token in zip(rows.splitlines(), answer.tokens, strict=True):
         assert row.startswith(f'{token.logprob:9.3f}  "') and row.endswith(f" {token.likeliest[1][1]:.3f}")
         assert json.loads(row[11:].split('"  ')[0] + '"') == loaded.tokenizer.decode_bytes([token.id]).decode(errors="replace")
+
+
+def test_the_likeliest_texts(loaded, capsys):
+    assert main(["generate", "--model=x", "--prompt=the cat", "--beams=2", "--max_new_tokens=3", "--length_penalty=0.5"]) == 0
+    found = loaded.beam_search("the cat", 2, max_new_tokens=3, length_penalty=0.5)
+    assert capsys.readouterr().out == "".join(f"--- log-probability {logprob:.3f}\nthe cat{text}\n" for text, logprob in found)
+    assert len(found) == 2 and found[0] != found[1]
+    assert main(["generate", "--model=x", "--prompt=the cat", "--beams=0", "--max_new_tokens=3"]) == 2
+    assert "beams=0 is out of range (--beams). Try: 1 or more" in capsys.readouterr().err
+
+
+def test_what_was_drafted_is_told(echo, capsys):
+    echo.drafts = (3, 8)
+    assert main(["generate", "--model=x", "--prompt=a"]) == 0
+    assert capsys.readouterr().err == "mtnlg: 3 of 8 drafted tokens were taken\n"
 
 
 @pytest.mark.parametrize(("policy", "first"), [("left", 1), ("middle", 2)])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mtnlg.core.errors import DataError
+from mtnlg.core.errors import ConfigError, DataError
 from mtnlg.data import tokenizer
 from mtnlg.data.chat import Chat, Message
 from tests.data.test_companions import train_llama, write, write_json
@@ -126,3 +126,16 @@ def test_the_same_ids_as_transformers(tmp_path, template, system):
     turns = [Message("system", " Be kind."), *TURNS] if system else TURNS
     wanted = theirs.apply_chat_template([turn._asdict() for turn in turns], add_generation_prompt=True, return_dict=False)
     assert Chat(tok, "here").encode(turns) == wanted
+
+
+def test_the_latest_of_a_conversation(tmp_path):
+    """The oldest exchanges go, the system message stays, and as much is kept as there is room for."""
+    here = Chat(with_template(tmp_path, CHATML), "here")
+    said = [Message("system", "be"), *(Message(role, text) for text in "abc" for role in ("user", "assistant")), Message("user", "d")]
+    kept = [[said[0], *said[start:]] for start in (1, 3, 5, 7)]
+    lengths = [len(here.encode(messages)) for messages in kept]
+    for room in range(lengths[-1], lengths[0] + 3):
+        first = next(place for place, length in enumerate(lengths) if length <= room)
+        assert here.encode_latest(said, room) == (here.encode(kept[first]), kept[first])
+    with pytest.raises(ConfigError, match=f"have {lengths[-1]} tokens, and there is room for {lengths[-1] - 1}"):
+        here.encode_latest(said, lengths[-1] - 1)

@@ -300,6 +300,16 @@ def test_a_run_that_is_closed_leaves_nothing_behind(engine):
     assert engine.num_running == engine.num_queued == 0
 
 
+def test_runs_that_take_turns_lose_nothing(engine):
+    """One that is begun and ended while another is under way."""
+    first, second, _ = requests()
+    expected = engine.generate([first])
+    run = engine.run([first])
+    got = [next(run)]
+    assert engine.generate([second]) == [by_forwards(MTNLG, make("learned")[1], second)]
+    assert [[event.token.id for event in (*got, *run)]] == expected
+
+
 def test_other_weights_of_the_same_model(engine):
     """And what was read with the old ones is not taken for theirs."""
     _, params, _ = make("learned")

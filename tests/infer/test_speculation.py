@@ -93,6 +93,16 @@ def test_stops_lengths_and_prefixes_are_an_engines():
     assert drafting.generate([again, longer]) == plain.generate([again, longer])
 
 
+def test_what_was_under_way_can_be_dropped():
+    plain, drafting = make_pair()
+    for request in requests(temperature=1.0):
+        drafting.submit(request)
+    for _ in range(3):
+        drafting.step()
+    drafting.reset()
+    assert not drafting.busy and drafting.generate(requests()) == plain.generate(requests())
+
+
 def test_log_probabilities_are_the_models_own():
     plain, drafting = make_pair()
     asked = requests(num_likeliest=3, **PENALTIES)

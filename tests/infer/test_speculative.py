@@ -94,7 +94,7 @@ def test_certain_distributions_take_what_agrees():
     """Greedy: one-hot both. As far as the draft agrees its tokens are taken, then comes the target's."""
     target_tokens, draft_tokens = np.array([[1, 2, 3, 4], [1, 2, 3, 4], [0, 2, 3, 4]]), np.array([[1, 2, 3], [1, 0, 3], [1, 2, 3]])
     seeds, positions = jnp.arange(3, dtype=jnp.uint32), jnp.zeros(3, jnp.int32)
-    taken, following = verify(jnp.asarray(draft_tokens), jnp.eye(V)[draft_tokens], jnp.eye(V)[target_tokens], seeds, positions)
+    taken, following = jax.jit(verify)(jnp.asarray(draft_tokens), jnp.eye(V)[draft_tokens], jnp.eye(V)[target_tokens], seeds, positions)
     assert taken.tolist() == [3, 1, 0] and following.tolist() == [4, 2, 0]
 
 
@@ -102,7 +102,8 @@ def test_a_row_is_judged_the_same_alone():
     target, draft = PAIRS["both full"]
     tokens = np.random.default_rng(0).integers(V, size=(50, 3))
     inputs = tokens[:, 1:], draft[tokens[:, :-1]], target[tokens], np.arange(50, dtype=np.uint32), np.arange(50) % 7
-    together = np.stack(verify(*inputs), axis=1)
-    alone = [np.concatenate(verify(*(part[row : row + 1] for part in inputs))) for row in range(50)]
+    judged = jax.jit(verify)
+    together = np.stack(judged(*inputs), axis=1)
+    alone = [np.concatenate(judged(*(part[row : row + 1] for part in inputs))) for row in range(50)]
     np.testing.assert_array_equal(together, alone)
     assert {0, 1, 2} == set(together[:, 0].tolist())
