@@ -42,7 +42,7 @@ test-py312: .venv-py312/.installed  ## the parity and architecture tests on Pyth
 bench: .venv/.installed  ## time a training step
 	@.venv/bin/python -m benchmarks.train_step $(BENCH_ARGS)
 
-soak: .venv/.installed  ## the ten figures of a server that many use, an hour and a half (SOAK_ARGS="--only=1,3 --minutes=5")
+soak: .venv/.installed  ## the ten figures of `mtnlg serve`, an hour and ten minutes (SOAK_ARGS="--only=1,3 --minutes=5")
 	@.venv/bin/python -m benchmarks.soak $(SOAK_ARGS)
 
 lint: .venv/.installed  ## ruff, and whether everything is formatted
