@@ -3,7 +3,7 @@
 #   WORKERS=2           processes that run tests
 #   SLICE=i/n           only the i-th of n parts of the test files, i from 0
 #   MODEL=PATH          the run that `make chat` talks with
-#   PYTEST_ARGS, DEMO_ARGS, CHAT_ARGS, BENCH_ARGS   passed on
+#   PYTEST_ARGS, DEMO_ARGS, CHAT_ARGS, BENCH_ARGS, SOAK_ARGS   passed on
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -17,7 +17,7 @@ SMALL := runs/chat/smollm2
 MODEL ?= $(SMALL)
 CHAT_ARGS ?= --temperature=0
 
-.PHONY: help demo chat test test-slow test-py312 bench lint format clean FORCE
+.PHONY: help demo chat test test-slow test-py312 bench soak lint format clean FORCE
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -41,6 +41,9 @@ test-py312: .venv-py312/.installed  ## the parity and architecture tests on Pyth
 
 bench: .venv/.installed  ## time a training step
 	@.venv/bin/python -m benchmarks.train_step $(BENCH_ARGS)
+
+soak: .venv/.installed  ## the ten figures of `mtnlg serve`, an hour and ten minutes (SOAK_ARGS="--only=1,3 --minutes=5")
+	@.venv/bin/python -m benchmarks.soak $(SOAK_ARGS)
 
 lint: .venv/.installed  ## ruff, and whether everything is formatted
 	@.venv/bin/python -m ruff check

@@ -27,6 +27,13 @@ class Settings(NamedTuple):
     int8: tuple[str, ...] = ()
     int8_text: str | os.PathLike | None = None
     rope_scaling: str = "none"
+    unroll_layers: bool | None = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether weights lie a layer each. On a CPU a layer taken out of a stack is copied, which costs more than what is computed with
+        it; but every layer is compiled on its own, which pays for many texts only."""
+        return jax.default_backend() == "cpu" and self.num_rows > 1 if self.unroll_layers is None else self.unroll_layers
 
 
 class Draft(NamedTuple):
@@ -55,23 +62,19 @@ def make(model: Model, mesh: schema.Mesh, dtype: str | None, settings: Settings,
     config = dataclasses.replace(config, model=stretch.stretched(config.model, settings.context, settings.rope_scaling))
     made, num_ids = meshes.make(config.mesh), model.tokenizer.vocab_size
     context = config.model.seq_len if settings.context is None else settings.context
-    beside = None if draft is None else _draft_engine(draft.model, model, config, context, settings.num_rows)
+    beside = None if draft is None else _draft_engine(draft.model, model, config, context, settings)
     params, exact = model.load_params(config, made), None
     if settings.int8:
         length = min(context, int8_cost.TEXT_TOKENS if settings.int8_text is None else int8_cost.PART_TOKENS)
         exact = _exact_reading(Engine(config, made, params, num_ids, int8_cost.NUM_TEXTS, length), model.tokenizer, settings.int8_text)
-    given = (config, made, params, num_ids, settings.num_rows, context, _laid("weights" in settings.int8), "cache" in settings.int8, True)
+    laid = Laid(settings.apart, int8="weights" in settings.int8)
+    given = (config, made, params, num_ids, settings.num_rows, context, laid, "cache" in settings.int8, True)
     engine = Engine(*given) if beside is None else Speculation(beside, draft.num_drafted, *given)
     notes, cost = stretch.notes(config.model, context, settings.rope_scaling), None
     if exact is not None:
         cost = int8_cost.cost(exact, int8_cost.read(engine, exact.texts, exact.own_text))
         notes.append(int8_cost.told(cost))
     return Made(engine, notes, cost)
-
-
-def _laid(int8: bool) -> Laid:
-    """On a CPU, a layer taken out of a stack is copied: that costs more than what is then computed with it."""
-    return Laid(apart=jax.default_backend() == "cpu", int8=int8)
 
 
 def _config(model: Model, mesh: schema.Mesh, dtype: str | None) -> schema.Config:
@@ -85,7 +88,7 @@ def _config(model: Model, mesh: schema.Mesh, dtype: str | None) -> schema.Config
     return config
 
 
-def _draft_engine(small: Model, model: Model, config: schema.Config, context: int, num_rows: int) -> Engine:
+def _draft_engine(small: Model, model: Model, config: schema.Config, context: int, settings: Settings) -> Engine:
     """Raises ConfigError for a draft with another tokenizer, or with fewer learned positions than the context."""
     ours, theirs = ([t.decode_bytes([id]) for id in range(t.vocab_size)] for t in (model.tokenizer, small.tokenizer))
     if ours != theirs:
@@ -97,7 +100,7 @@ def _draft_engine(small: Model, model: Model, config: schema.Config, context: in
         raise ConfigError(what, small.where, f"context={small_config.model.seq_len}")
     made = meshes.make(small_config.mesh)
     params = small.load_params(small_config, made)
-    return Engine(small_config, made, params, small.tokenizer.vocab_size, num_rows, context, _laid(False), consume=True)
+    return Engine(small_config, made, params, small.tokenizer.vocab_size, settings.num_rows, context, Laid(settings.apart), consume=True)
 
 
 def _exact_reading(engine: Engine, tokenizer: Tokenizer, file: str | os.PathLike | None) -> int8_cost.Reading:

@@ -34,6 +34,7 @@ def from_pretrained(
     rope_scaling: str = "none",
     draft: str | os.PathLike | None = None,
     num_drafted: int = 4,
+    unroll_layers: bool | None = None,
 ) -> "LanguageModel":
     """The model of a run's folder (its newest checkpoint), of one `checkpoints/STEP`, of a folder as Hugging Face's transformers saves it,
     of a GGUF file or a Megatron-LM checkpoint, on a mesh of its own; None: one device. Every device reads only what it holds.
@@ -43,14 +44,15 @@ def from_pretrained(
     once. context: tokens of a text at most; None: what the model has learnt from at a time. int8: "weights" and "cache", which to keep
     in eight bits; what that costs is measured on a text of the model's own, or on the file `int8_text`. rope_scaling: as for
     `stretch.stretched`. draft: a smaller model with the same tokenizer, which drafts `num_drafted` tokens a step: texts come sooner and
-    are distributed as without (`infer.speculative`). The mesh of the training does not matter. Of this one mesh.zero does not: the
+    are distributed as without (`infer.speculative`). unroll_layers: every layer is compiled on its own; None: on a CPU, for several texts
+    at once (see `engines.Settings`). The mesh of the training does not matter. Of this one mesh.zero does not: the
     weights lie once, as they are computed with.
 
     Raises MissingInput (no weights or tokenizer there), DataError (damaged, unknown, of another version, or the tokenizer is not the one
     trained with) or ConfigError (a mesh, a context, a scaling, a draft or a float64 that cannot be honoured here).
     """
     model = pretrained.open_model(path, tokenizer)
-    settings = engines.Settings(num_rows, context, tuple(int8), int8_text, rope_scaling)
+    settings = engines.Settings(num_rows, context, tuple(int8), int8_text, rope_scaling, unroll_layers)
     small = None if draft is None else engines.Draft(pretrained.open_model(draft), num_drafted)
     made = engines.make(model, mesh or schema.Mesh(), dtype, settings, small)
     return LanguageModel(model.tokenizer, made.engine, model.where, made.notes, made.int8_cost)

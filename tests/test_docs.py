@@ -10,11 +10,13 @@ from typing import NamedTuple
 
 import pytest
 
-from mtnlg.cli import data, demo, keys
+from mtnlg.cli import data, demo, keys, sampling
 from mtnlg.cli import main as cli
 from mtnlg.core import config as configs
 from mtnlg.core import schema, validate
 from mtnlg.core.errors import ConfigError, MtnlgError
+from mtnlg.serve import fields, limits
+from mtnlg.serve import schema as requests
 
 ROOT = pathlib.Path(__file__).parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -202,6 +204,43 @@ def test_every_shipped_config_is_in_both_readmes():
     shipped = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").glob("*.py")}
     for page in READMES:
         assert shipped <= set(_FILE.findall((ROOT / page).read_text()))
+
+
+def table(page: str, header: str) -> list[list[str]]:
+    """The cells of each row of the one table whose header begins so."""
+    _, _, after = (ROOT / page).read_text().partition(f"\n| {header} |")
+    rows = re.match(r"[^\n]*\n\|[-|]+\n((?:\|.*\n)+)", after)
+    assert rows, f"{page} has no table of {header}"
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[1].splitlines()]
+
+
+def named(cells: list[str]) -> list[str]:
+    return [name for cell in cells for name in _INLINE.findall(cell)]
+
+
+def test_the_limits_are_those_of_the_server():
+    told = [(name.strip("`"), int(default), meaning) for name, default, meaning in table("docs/inference.md", "limit")]
+    assert told == limits.meanings()
+
+
+def test_the_settings_are_those_of_the_commands():
+    parser = argparse.ArgumentParser(add_help=False)
+    sampling.add_arguments(parser)
+    told = {name: row[1] for row in table("docs/inference.md", "option | if nothing is said") for name in named(row[:1])}
+    assert sorted(told) == sorted(action.dest for action in parser._actions)
+    for action in parser._actions:
+        default = "none" if action.default == [] else f"{action.default:g}"
+        assert re.match(rf"{re.escape(default)}(?![.\d])", told[action.dest]), action.dest
+
+
+def test_the_fields_are_those_of_the_server():
+    endpoints = [of(limits.Limits()) for of in (requests.completion, requests.chat, requests.embeddings)]
+    refused = {name for known in endpoints for name, field in known.items() if field.check is fields.unsupported}
+    page = (ROOT / "docs/inference.md").read_text()
+    paragraph = page[page.index("Refused by name") : page.index("A field that nobody knows")]
+    assert set(_INLINE.findall(paragraph)) == refused | {"unsupported_field"}
+    honoured = named([row[0] for row in table("docs/inference.md", "field")])
+    assert sorted(honoured) == sorted({name for known in endpoints for name in known} - refused)
 
 
 def messages(source: str) -> list[str]:

@@ -21,6 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--int8", default="", metavar="WHAT", help="weights, cache or weights,cache: kept in eight bits; says what it costs")
     group.add_argument("--draft", metavar="PATH", help="a smaller model with the same tokenizer that drafts: same texts, sooner")
     group.add_argument("--num_drafted", type=int, default=4, metavar="N", help="tokens that it drafts at a time (default: 4)")
+    group.add_argument(
+        "--unroll_layers",
+        choices=("yes", "no"),
+        help="compile every layer on its own: faster on a CPU, but minutes until the first text of a deep model (default: no for one text)",
+    )
     group.add_argument("--int8_text", metavar="FILE", help="measure that on this text (default: one that the exact model writes)")
 
 
@@ -33,6 +38,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     if options.num_drafted < 1:
         raise ConfigError(f"num_drafted={options.num_drafted} is out of range", "--num_drafted", "1 or more")
     found = {name: getattr(options, name) for name in ("context", "rope_scaling", "int8_text", "draft", "num_drafted")}
+    found["unroll_layers"] = {"yes": True, "no": False, None: None}[options.unroll_layers]
     return found | {"int8": tuple(part for part in options.int8.split(",") if part)}
 
 

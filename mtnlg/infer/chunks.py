@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mtnlg.model import cache as caches
 
-SHORTEST = 16  # tokens of the shortest chunk
+SHORTEST = 32  # tokens of the shortest chunk
 
 
 def width(num_left: int) -> int:

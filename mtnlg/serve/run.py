@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import ipaddress
+import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -25,8 +27,9 @@ _CLOSE_SECS = 2.0
 def serve(make_writer: Callable[[], Writer], host: str, port: int, keys: tuple[bytes, ...], limits: Limits, say: Callable[[str], None]):
     """Serves until SIGTERM or SIGINT. The model is loaded by `make_writer` in a thread meanwhile, and what it raises is raised here.
 
-    say: told the address when the model can be asked. Raises ConfigError (a host that others reach, without a key; an address that is not
-    this machine's), TemporaryFailure (the port is taken).
+    say: told the address when the model can be asked. Where a thread cannot be ended (a chat template that never comes to its end), the
+    process ends here, with exit code 0. Raises ConfigError (a host that others reach, without a key; an address that is not this
+    machine's), TemporaryFailure (the port is taken).
     """
     if not keys and not _is_loopback(host):
         what = f"{host} is reached from other machines, and no key is asked for"
@@ -53,9 +56,12 @@ def serve(make_writer: Callable[[], Writer], host: str, port: int, keys: tuple[b
         listener.close()
         if loader.is_alive():
             loader.join()
-        service.close(_CLOSE_SECS)
+        has_ended = service.close(_CLOSE_SECS)
     if failures:
         raise failures[0]
+    if not has_ended:
+        sys.stdout.flush()
+        os._exit(0)  # Python's own way out would wait for that thread
 
 
 class Server(uvicorn.Server):

@@ -1,6 +1,7 @@
 """What the routes share: the model, threads for what blocks, and whether the server is starting, at work or ending."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -81,9 +82,12 @@ class Service:
         for call in [*self._calls]:
             call.cancel()
 
-    def close(self, timeout_secs: float) -> None:
-        """Lets the model and the threads go."""
+    def close(self, timeout_secs: float) -> bool:
+        """Lets the model and the threads go. False: one of them is still at work, as with a chat template that never ends."""
         if self.writer is not None:
             self.writer.close(timeout_secs)
-        for pool in (self._readers, self._callers):
-            pool.shutdown(cancel_futures=True)
+        pools = (self._readers, self._callers)
+        ending = threading.Thread(target=lambda: [pool.shutdown(cancel_futures=True) for pool in pools], daemon=True)
+        ending.start()
+        ending.join(timeout_secs)
+        return not ending.is_alive()

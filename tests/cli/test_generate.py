@@ -15,7 +15,7 @@ from mtnlg.infer.request import Request, Token
 from mtnlg.text_engine import Written
 from tests.test_lm import CONFIG, write_run
 
-NO_DRAFT = {"draft": None, "num_drafted": 4}
+NO_DRAFT = {"draft": None, "num_drafted": 4, "unroll_layers": None}
 
 
 class Echo:

@@ -93,7 +93,15 @@ def test_what_the_server_gets(served, monkeypatch, tmp_path, capsys):
     make_writer()
     (((model, _, rows, queue), reading),) = made
     assert (model, rows, queue) == ("m", 3, limits.queue)
-    assert reading == {"context": 99, "rope_scaling": "none", "int8": ("cache",), "int8_text": None, "draft": None, "num_drafted": 4}
+    assert reading == {
+        "context": 99,
+        "rope_scaling": "none",
+        "int8": ("cache",),
+        "int8_text": None,
+        "draft": None,
+        "num_drafted": 4,
+        "unroll_layers": None,
+    }
     say("http://[::]:1")
     out, err = capsys.readouterr()
     assert err == "mtnlg: a\n"

@@ -1,6 +1,7 @@
 """The real server with a writer that has no model: `python -m tests.serve.fake_server --port=8000 [--key=...] [--step_secs=0.03]`.
 
-For work on the page and for tests that end a server. --no_chat: a model without a chat template; --load_secs: how long it loads.
+For work on the page and for tests that end a server. --no_chat: a model without a chat template; --endless_template: with one that never
+comes to its end; --load_secs: how long it loads.
 """
 
 import argparse
@@ -13,6 +14,12 @@ from mtnlg.serve.run import serve
 from tests.serve.fake_writer import FakeWriter
 
 
+class EndlessTemplate(FakeWriter):
+    def chat_ids(self, messages):
+        while True:
+            pass
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
@@ -23,6 +30,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--no_chat", action="store_true")
+    parser.add_argument("--endless_template", action="store_true")
     for name, default, _ in meanings():
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
@@ -30,7 +38,8 @@ def main() -> int:
 
     def make_writer() -> FakeWriter:
         time.sleep(options.load_secs)
-        return FakeWriter(options.context, options.rows, limits.queue, options.step_secs, not options.no_chat)
+        kind = EndlessTemplate if options.endless_template else FakeWriter
+        return kind(options.context, options.rows, limits.queue, options.step_secs, not options.no_chat)
 
     keys = (options.key.encode(),) if options.key else ()
     try:

@@ -1,65 +1,19 @@
 """Hundreds of requests, legal, mutated and nonsense: none fails inside the server, none hangs, every error is in OpenAI's shape."""
 
-import json
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mtnlg.serve import ask, schema
+from mtnlg.serve import ask
 from mtnlg.serve.limits import Limits
 from mtnlg.serve.refusal import Refusal
+from tests.serve import asking
+from tests.serve.asking import dumped
 from tests.serve.fake_writer import FakeWriter
 from tests.serve.running import running
 
-ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=6,
-)
 LIMITS = Limits()
-COMMON = {
-    "temperature": st.floats(0, 2),
-    "top_p": st.floats(0.01, 1),
-    "n": st.integers(1, 3),
-    "stop": st.text(min_size=1, max_size=8) | st.lists(st.text(min_size=1, max_size=8), max_size=4),
-    "seed": st.integers(-(2**63), 2**63 - 1),
-    "stream": st.booleans(),
-    "presence_penalty": st.floats(-2, 2),
-    "frequency_penalty": st.floats(-2, 2),
-    "logit_bias": st.dictionaries(st.integers(0, 255).map(str), st.floats(-100, 100), max_size=3),
-    "user": st.text(max_size=9),
-    "top_k": st.integers(0, 300),
-    "min_p": st.floats(0, 1),
-    "repetition_penalty": st.floats(0.1, 10),
-    "stop_token_ids": st.lists(st.integers(0, 255), max_size=3),
-    "truncate": st.sampled_from(["error", "left", "middle"]),
-    "keep": st.integers(0, 20),
-    "slide": st.booleans(),
-    "max_tokens": st.integers(1, 30),
-}
-IDS = st.lists(st.integers(0, 255), min_size=1, max_size=80)
-PROMPT = st.text(min_size=1, max_size=80)
-PROMPTS = PROMPT | IDS | st.lists(PROMPT, min_size=1, max_size=3) | st.lists(IDS, min_size=1, max_size=3)
-MESSAGE = st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant", "developer"]), "content": st.text(max_size=20)})
-LEGAL = {
-    "/v1/completions": st.fixed_dictionaries(
-        {
-            "model": st.just("fake"),
-            "prompt": PROMPT | IDS | st.lists(PROMPT, min_size=1, max_size=3) | st.lists(IDS, min_size=1, max_size=3),
-        },
-        optional={**COMMON, "logprobs": st.integers(0, 5), "echo": st.booleans()},
-    ),
-    "/v1/chat/completions": st.fixed_dictionaries(
-        {"model": st.just("fake"), "messages": st.lists(MESSAGE, min_size=1, max_size=3)}, optional={**COMMON, "logprobs": st.booleans()}
-    ),
-    "/v1/embeddings": st.fixed_dictionaries(
-        {"model": st.just("fake"), "input": PROMPT | st.lists(PROMPT, min_size=1, max_size=3)},
-        optional={"encoding_format": st.sampled_from(["float", "base64"])},
-    ),
-}
-FIELDS = sorted({*schema.completion(LIMITS), *schema.chat(LIMITS), *schema.embeddings(LIMITS), "nonsense"})
-MUTATION = st.dictionaries(st.sampled_from(FIELDS), ANYTHING, min_size=1, max_size=2)
+LEGAL = asking.legal("fake")
 many = settings(max_examples=200, suppress_health_check=list(HealthCheck))
 
 
@@ -72,29 +26,15 @@ def server():
 
 def asked(server, path: str, content: bytes):
     response = server.http.post(path, content=content, headers={"content-type": "application/json"})
-    if response.status_code != 200:
-        assert response.status_code in (400, 404), response.text
-        told = response.json()
-        assert set(told) == {"error"} and set(told["error"]) == {"message", "type", "param", "code"}
-        assert type(told["error"]["message"]) is str and told["error"]["type"] == "invalid_request_error"
-    elif response.headers["content-type"].startswith("text/event-stream"):
-        *events, end = response.content.decode().split("\n\n")[:-1]
-        assert end == "data: [DONE]" and all("error" not in json.loads(event[6:]) for event in events)
-    else:
-        assert "error" not in response.json()
+    assert asking.fault_of(response) is None and response.status_code in (200, 400, 404), response.text
     return response
-
-
-def dumped(told) -> bytes:
-    return json.dumps(told).encode()
 
 
 @pytest.mark.parametrize("path", LEGAL)
 @many
 @given(data=st.data())
 def test_legal_requests_are_answered(server, path, data):
-    told = data.draw(LEGAL[path])
-    response = asked(server, path, dumped(told))
+    response = asked(server, path, dumped(data.draw(LEGAL[path])))
     assert response.status_code == 200 or response.json()["error"]["code"] == "context_length_exceeded"
 
 
@@ -102,19 +42,14 @@ def test_legal_requests_are_answered(server, path, data):
 @many
 @given(data=st.data())
 def test_mutated_requests_are_answered_or_refused(server, path, data):
-    asked(server, path, dumped({**data.draw(LEGAL[path]), **data.draw(MUTATION)}))
+    asked(server, path, data.draw(asking.mutated(LEGAL[path])))
 
 
 @pytest.mark.parametrize("path", LEGAL)
 @many
 @given(data=st.data())
 def test_damaged_bytes_are_answered_or_refused(server, path, data):
-    content = bytearray(dumped(data.draw(LEGAL[path])))
-    for _ in range(data.draw(st.integers(1, 3))):
-        place = data.draw(st.integers(0, len(content) - 1))
-        content[place : place + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
-        content = content or bytearray(b" ")
-    asked(server, path, bytes(content))
+    asked(server, path, data.draw(asking.damaged(LEGAL[path])))
 
 
 @pytest.mark.parametrize(

@@ -11,23 +11,12 @@ import pytest
 from mtnlg.serve.app import OPEN_PATHS
 from mtnlg.serve.limits import Limits
 from tests.serve import raw
+from tests.serve.asking import METHODS, UNKNOWN
 from tests.serve.fake_writer import FakeWriter
 from tests.serve.running import KEY, running, until
 
 OTHER_KEY = "another key, 4567890"
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
 GUARDED = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/models", "/v1/models/fake", "/metrics")
-UNKNOWN = (
-    "/v1",
-    "/v1/",
-    "/docs",
-    "/health/",
-    "/%2e%2e/etc/passwd",
-    "/index.html",
-    "/.env",
-    "/page.js/x",
-    "/v1/completions/",
-)
 ASKED = {"model": "fake", "prompt": "Hello"}
 
 

@@ -85,6 +85,18 @@ def accepts(port: int) -> bool:
     return False
 
 
+def test_a_template_that_never_ends_does_not_keep_the_server():
+    """Its clients are told, and the process ends."""
+    with process("--endless_template", "--deadline_secs=1") as child:
+        url = child.stdout.readline().strip()
+        asked = {"model": "fake", "messages": [{"role": "user", "content": "Hello"}]}
+        assert httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=20).status_code == 504
+        begin = time.monotonic()
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(10) == 0 and time.monotonic() - begin < 5
+        assert child.stderr.read() == ""
+
+
 def test_an_idle_server_ends_at_once():
     with process() as child:
         child.stdout.readline()

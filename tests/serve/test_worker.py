@@ -37,8 +37,9 @@ def alone(folder):
     return lm.from_pretrained(folder, num_rows=ROWS)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def writer(folder):
+    """One for all: to compile its programs takes longer than any test."""
     made = make_writer(str(folder), schema.Mesh(), ROWS, 20)
     yield made
     made.close(1.0)

@@ -1,0 +1,77 @@
+"""The ten figures of a server that is left alone with the world, on a tiny model made here. Exits with 1 if one is missed.
+
+COMMAND: make soak, or python -m benchmarks.soak --only=1,3 --requests=1000 --minutes=5
+"""
+
+import argparse
+import functools
+import pathlib
+import sys
+import tempfile
+import time
+import traceback
+
+from benchmarks.soak import crowd, ending, hours, sameness, slow, strangers
+from benchmarks.soak.served import Figure, serving, write_model
+
+_OF_ONE_SERVER = {
+    1: lambda server, own, options: strangers.malformed(server, options.requests),
+    2: lambda server, own, options: strangers.without_a_key(server),
+    3: lambda server, own, options: strangers.endless_body(server, 1 << 30),
+    4: lambda server, own, options: slow.slow_clients(server, 200, num_rounds=6, secs=8),
+    5: lambda server, own, options: crowd.too_many(server, 100, num_tokens=2000),
+    6: lambda server, own, options: crowd.leavers(server, 50),
+    9: lambda server, own, options: sameness.together(server, 100),
+    10: lambda server, own, options: sameness.tenants(server, own, 100),
+}
+_OF_ITS_OWN = {
+    7: lambda server, own, options: ending.sigterm(server),
+    8: lambda server, own, options: hours.soak(server, options.minutes),
+}
+FIGURES = {**_OF_ONE_SERVER, **_OF_ITS_OWN}
+
+
+def measure(wanted: list[int], options: argparse.Namespace) -> dict[int, Figure]:
+    """Figures 7 and 8 have a server of their own each, the others one together."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        own = functools.partial(serving, write_model(pathlib.Path(folder)))
+        if shared := [number for number in wanted if number in _OF_ONE_SERVER]:
+            with own() as server:
+                found |= {number: _measured(number, server, own, options) for number in shared}
+        for number in (number for number in wanted if number in _OF_ITS_OWN):
+            with own() as server:
+                found[number] = _measured(number, server, own, options)
+    return dict(sorted(found.items()))
+
+
+def _measured(number: int, server, own, options: argparse.Namespace) -> Figure:
+    """A figure whose measurement fails is missed, and the others are measured nevertheless."""
+    begin = time.monotonic()
+    try:
+        figure = FIGURES[number](server, own, options)
+    except Exception as error:
+        traceback.print_exc()
+        figure = Figure("to be measured", f"{type(error).__name__}: {error}", False)
+    print(f"figure {number}: {'reached' if figure.passed else 'MISSED'} ({time.monotonic() - begin:.0f} s)", file=sys.stderr, flush=True)
+    return figure
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(map(str, sorted(FIGURES))), help="figures, as 1,3 (default: all)")
+    parser.add_argument("--requests", type=int, default=10_000, help="of figure 1 (default: 10000)")
+    parser.add_argument("--minutes", type=float, default=60.0, help="of figure 8 (default: 60)")
+    options = parser.parse_args()
+    wanted = [int(number) for number in options.only.split(",")]
+    if unknown := set(wanted) - set(FIGURES):
+        parser.error(f"--only: there is no figure {unknown.pop()}")
+    found = measure(wanted, options)
+    print("| figure | target | measured | reached |\n|---|---|---|---|")
+    for number, (target, measured, passed) in found.items():
+        print(f"| {number} | {target} | {measured} | {'yes' if passed else 'NO'} |")
+    return 0 if all(figure.passed for figure in found.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
