@@ -80,8 +80,12 @@ class Speaker(Engine):
     def cancel(self, number):
         self._requests.pop(number, None)
 
-    def _numbers_under_way(self):
+    def _numbers_awaited(self):
         return set(self._requests)
+
+    @property
+    def busy(self):
+        return bool(self._requests)
 
     def step(self):
         events = []

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from mtnlg import spmd
 from mtnlg.core import schema
-from mtnlg.core.errors import ConfigError
+from mtnlg.core.errors import ConfigError, TemporaryFailure
 from mtnlg.infer import chunks
 from mtnlg.infer.laying import lay
 from mtnlg.infer.programs import Beginning, Programs, Told, sampling_of
@@ -30,6 +30,11 @@ def refuse_stages(config: schema.Config) -> None:
     if config.mesh.pipe > 1:
         what = f"mesh.pipe={config.mesh.pipe}: text is generated without pipeline stages, whatever the model was trained on"
         raise ConfigError(what, "--config.mesh.pipe", "python -m mtnlg generate --workdir=RUN, which lays the weights out on one device")
+
+
+def dropped() -> TemporaryFailure:
+    """What whoever waits for a text learns that will never be told."""
+    return TemporaryFailure("the text was dropped: a step failed, or the weights have changed", "engine", "the same text again")
 
 
 class Engine:
@@ -150,7 +155,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        return bool(self._queue or self._sent or self.num_running)
+        return bool(self._queue or self._sent or self._untold or self.num_running)
 
     def reserve(self, num_tokens: int) -> None:
         """Makes room for texts of that length in every row, as `step` does when one comes."""
@@ -162,27 +167,35 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Reads a chunk of a waiting prompt in each group of devices, writes a token in every row that writes, and tells the tokens of
-        the step before: the devices are at work on this one meanwhile."""
-        events = [*self._untold, *self._slide()]
-        self._untold = []
-        self._take_rows()
-        if any(self._lanes):
-            self._read_chunk()
-        if writing := [text for text in self._texts if text is not None and text.writes]:
-            self._write(writing)
-        return events + self._tell(keep=1 if writing else 0)
+        the step before: the devices are at work on this one meanwhile. One that fails, or is interrupted, drops everything as `reset`."""
+        try:
+            events = [*self._untold, *self._slide()]
+            self._untold = []
+            self._take_rows()
+            if any(self._lanes):
+                self._read_chunk()
+            if writing := [text for text in self._texts if text is not None and text.writes]:
+                self._write(writing)
+            return events + self._tell(keep=1 if writing else 0)
+        except BaseException:
+            self.reset()  # programs may have been given the cache and not have given it back
+            raise
 
     def run(self, requests: Sequence[Request]) -> Iterator[Event]:
         """The events of these requests, numbered from 0 in their order. Closed early, it cancels what has not ended.
 
-        Raises ConfigError for one that cannot be honoured, before any is begun.
+        Raises ConfigError for one that cannot be honoured, before any is begun; TemporaryFailure when a step for others failed.
         """
         for request in requests:
             self.check(request)
         places = {self.submit(request): place for place, request in enumerate(requests)}
+        going = set(places)
         try:
-            while places.keys() & self._numbers_awaited():
+            while going:
+                if not going <= self._numbers_awaited():
+                    raise dropped()
                 events = self.step()
+                going -= {event.number for event in events if event.finish is not None}
                 self._untold += [event for event in events if event.number not in places]
                 yield from (event._replace(number=places[event.number]) for event in events if event.number in places)
         finally:

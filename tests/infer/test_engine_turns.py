@@ -9,7 +9,7 @@ from numpy_gpt import init
 from test_engine import SEQ_LEN, SPECS, by_forwards, engine, make, small_blocks  # noqa: F401, fixtures
 
 from mtnlg.core import schema
-from mtnlg.core.errors import ConfigError
+from mtnlg.core.errors import ConfigError, TemporaryFailure
 from mtnlg.infer import chunks
 from mtnlg.infer.engine import Engine
 from mtnlg.infer.request import Request
@@ -35,6 +35,24 @@ def test_closed_runs_leave_no_events_behind(engine):  # noqa: F811
     for run in runs:
         run.close()
     assert [event for _ in range(3) for event in engine.step()] == []
+
+
+def test_an_interrupted_step_drops_what_was_under_way_and_says_so(monkeypatch):
+    """Whoever waits for it hears of that; the engine writes on."""
+    _, _, engine = make("learned", seed=9)  # noqa: F811
+    waiting, step = engine.run([LONG]), engine.programs.step
+    next(waiting)
+
+    def interrupted(*arguments):
+        step(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(engine.programs, "step", interrupted)
+        engine.generate([SHORT])
+    with pytest.raises(TemporaryFailure, match="the text was dropped"):
+        list(waiting)
+    assert len(engine.generate([SHORT])[0]) == 2
 
 
 def test_weights_that_change_while_a_prompt_is_read():
