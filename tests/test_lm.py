@@ -71,7 +71,7 @@ class Speaker(Engine):
 
     def __init__(self, engine, ids):
         self.context, self.num_ids, self._ids = engine.context, engine.num_ids, ids
-        self._requests = {}
+        self._requests, self._untold = {}, []
 
     def submit(self, request):
         self._requests[len(self._requests)] = [request, 0]
