@@ -61,7 +61,7 @@ def make(model: Model, mesh: schema.Mesh, dtype: str | None, settings: Settings,
     config = _config(model, mesh, dtype)
     config = dataclasses.replace(config, model=stretch.stretched(config.model, settings.context, settings.rope_scaling))
     made, num_ids = meshes.make(config.mesh), model.tokenizer.vocab_size
-    context = settings.context or config.model.seq_len
+    context = config.model.seq_len if settings.context is None else settings.context
     beside = None if draft is None else _draft_engine(draft.model, model, config, context, settings)
     params, exact = model.load_params(config, made), None
     if settings.int8:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from mtnlg.data.tokenizer import Tokenizer
-from mtnlg.infer.engine import Engine
+from mtnlg.infer.engine import Engine, dropped
 from mtnlg.infer.request import Request, Token
 
 
@@ -60,8 +60,13 @@ class TextEngine:
         return told
 
     def step_for(self, numbers: Collection[int]) -> list[Written]:
-        """What is told of these texts: what steps for others told of them, or else what one step tells. For callers that take turns."""
+        """What is told of these texts: what steps for others told of them, or else what one step tells. For callers that take turns.
+
+        Raises TemporaryFailure when nothing will be told any more: a step for others failed.
+        """
         if not any(written.number in numbers for written in self._waiting):
+            if not self.busy:
+                raise dropped()
             self._waiting += self.step()
         found = [written for written in self._waiting if written.number in numbers]
         self._waiting = [written for written in self._waiting if written.number not in numbers]

@@ -71,7 +71,7 @@ class Speaker(Engine):
 
     def __init__(self, engine, ids):
         self.context, self.num_ids, self._ids = engine.context, engine.num_ids, ids
-        self._requests = {}
+        self._requests, self._untold = {}, []
 
     def submit(self, request):
         self._requests[len(self._requests)] = [request, 0]
@@ -80,8 +80,12 @@ class Speaker(Engine):
     def cancel(self, number):
         self._requests.pop(number, None)
 
-    def _numbers_under_way(self):
+    def _numbers_awaited(self):
         return set(self._requests)
+
+    @property
+    def busy(self):
+        return bool(self._requests)
 
     def step(self):
         events = []

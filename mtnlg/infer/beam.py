@@ -121,8 +121,8 @@ class Beams:
     ) -> list[Hypothesis]:
         """`search` after a prompt. Raises ConfigError for what the model cannot honour."""
         self.engine.check(Request(prompt, max_new_tokens))
-        if not np.isfinite(length_penalty):
-            raise ConfigError(f"length_penalty={length_penalty} is out of range", "length_penalty", "a number; 0 for none")
+        if not abs(length_penalty) <= 10:
+            raise ConfigError(f"length_penalty={length_penalty} is out of range", "length_penalty", "-10 to 10; 0 for none")
         self._cache, self._position = self.programs.empty_cache(chunks.num_slots(len(prompt) + max_new_tokens)), len(prompt)
         for start in range(0, len(prompt), caches.BLOCK):
             self._read_chunk(start, prompt[start : start + caches.BLOCK])

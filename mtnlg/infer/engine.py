@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from mtnlg import spmd
 from mtnlg.core import schema
-from mtnlg.core.errors import ConfigError
+from mtnlg.core.errors import ConfigError, TemporaryFailure
 from mtnlg.infer import chunks
 from mtnlg.infer.laying import lay
 from mtnlg.infer.programs import Beginning, Programs, Told, sampling_of
@@ -30,6 +30,11 @@ def refuse_stages(config: schema.Config) -> None:
     if config.mesh.pipe > 1:
         what = f"mesh.pipe={config.mesh.pipe}: text is generated without pipeline stages, whatever the model was trained on"
         raise ConfigError(what, "--config.mesh.pipe", "python -m mtnlg generate --workdir=RUN, which lays the weights out on one device")
+
+
+def dropped() -> TemporaryFailure:
+    """What whoever waits for a text learns that will never be told."""
+    return TemporaryFailure("the text was dropped: a step failed, or the weights have changed", "engine", "the same text again")
 
 
 class Engine:
@@ -50,10 +55,13 @@ class Engine:
         """num_ids: only ids below it are read and drawn, for a tokenizer smaller than the model; none: the model's vocabulary.
 
         num_rows: texts written at once, rounded up to as many for each group of devices. context: tokens of a text at most; none:
-        model.seq_len. consume: as for `laying.lay`. Raises ConfigError for a mesh with pipeline stages, and a context beyond learned
-        positions.
+        model.seq_len. consume: as for `laying.lay`. Raises ConfigError for a mesh with pipeline stages, no rows, no context, and one
+        beyond learned positions.
         """
         refuse_stages(config)
+        for name, value in (("num_rows", num_rows), ("context", context)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value} is out of range", name, "1 or more")
         self.config, self.mesh, self.laid = config, mesh, laid
         self.context, longest = context or config.model.seq_len, config.model.seq_len
         if config.model.position == "learned" and self.context > longest:
@@ -63,38 +71,37 @@ class Engine:
         self.num_groups = config.mesh.num_sample_shards
         self.num_rows = -(-num_rows // self.num_groups) * self.num_groups
         self.programs = Programs(config, mesh, laid, self.num_rows, self.num_ids, int8_cache)
-        self.load(params, consume)
         self._numbers = 0
         self._queue: deque[Text] = deque()
         self._texts: list[Text | None]
         self._lanes: list[Text | None]  # whose prompt is being read, in each group of devices
-        self._untold: list[Event] = []  # of requests that others than the caller of a step wait for
+        self._untold: list[Event]  # of requests that others than the caller of a step wait for
         self._sent: list[tuple[Told, list[tuple[int, Text]]]]  # steps under way, and who gets which of their tokens
         self._used = [0] * self.num_rows  # when each row was last taken
-        self.reset()
+        self.load(params, consume)
         self._active, self._active_rows = None, None
         self.reused_tokens = 0
 
     def load(self, params: dict, consume: bool = False) -> None:
-        """Takes other weights of the same model; the compiled programs stay. What was read with the old ones is forgotten."""
+        """Takes other weights of the same model; the compiled programs stay. What was read with the old ones is dropped, as by `reset`."""
         self.params = lay(self.config, self.mesh, self.laid, params, consume)
-        self.forget()
+        self.reset()
 
     def forget(self) -> None:
         """What rows hold of earlier prompts is read again when it comes again."""
         self._prefixes: list[list[int]] = [[] for _ in range(self.num_rows)]  # ids that chunks have left in each row
 
     def unload(self) -> None:
-        """Lets the weights and the cache go; `load` brings other weights."""
-        self.params, self._cache, self._rows = None, None, None
-        self.forget()
+        """Lets the weights, the cache and everything under way go; `load` brings other weights."""
+        self.params = None
+        self.reset()
 
     def reset(self) -> None:
         """Drops everything under way, and the cache: after a step that failed."""
         self._queue.clear()
         self._texts = [None] * self.num_rows
         self._lanes = [None] * self.num_groups
-        self._sent, self._cache, self._rows = [], None, None
+        self._sent, self._untold, self._cache, self._rows = [], [], None, None
         self.forget()
 
     def check(self, request: Request) -> None:
@@ -128,6 +135,7 @@ class Engine:
     def cancel(self, number: int) -> None:
         """Ends a request, if it has not ended: the next step does nothing for it, and its row is free."""
         self._queue = deque(text for text in self._queue if text.number != number)
+        self._untold = [event for event in self._untold if event.number != number]
         for text in self._texts:
             if text is not None and text.number == number:
                 self._end(text)
@@ -147,7 +155,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        return bool(self._queue or self._sent or self.num_running)
+        return bool(self._queue or self._sent or self._untold or self.num_running)
 
     def reserve(self, num_tokens: int) -> None:
         """Makes room for texts of that length in every row, as `step` does when one comes."""
@@ -159,27 +167,35 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Reads a chunk of a waiting prompt in each group of devices, writes a token in every row that writes, and tells the tokens of
-        the step before: the devices are at work on this one meanwhile."""
-        events = [*self._untold, *self._slide()]
-        self._untold = []
-        self._take_rows()
-        if any(self._lanes):
-            self._read_chunk()
-        if writing := [text for text in self._texts if text is not None and text.writes]:
-            self._write(writing)
-        return events + self._tell(keep=1 if writing else 0)
+        the step before: the devices are at work on this one meanwhile. One that fails, or is interrupted, drops everything as `reset`."""
+        try:
+            events = [*self._untold, *self._slide()]
+            self._untold = []
+            self._take_rows()
+            if any(self._lanes):
+                self._read_chunk()
+            if writing := [text for text in self._texts if text is not None and text.writes]:
+                self._write(writing)
+            return events + self._tell(keep=1 if writing else 0)
+        except BaseException:
+            self.reset()  # programs may have been given the cache and not have given it back
+            raise
 
     def run(self, requests: Sequence[Request]) -> Iterator[Event]:
         """The events of these requests, numbered from 0 in their order. Closed early, it cancels what has not ended.
 
-        Raises ConfigError for one that cannot be honoured, before any is begun.
+        Raises ConfigError for one that cannot be honoured, before any is begun; TemporaryFailure when a step for others failed.
         """
         for request in requests:
             self.check(request)
         places = {self.submit(request): place for place, request in enumerate(requests)}
+        going = set(places)
         try:
-            while any(number in places for number in self._numbers_under_way()):
+            while going:
+                if not going <= self._numbers_awaited():
+                    raise dropped()
                 events = self.step()
+                going -= {event.number for event in events if event.finish is not None}
                 self._untold += [event for event in events if event.number not in places]
                 yield from (event._replace(number=places[event.number]) for event in events if event.number in places)
         finally:
@@ -199,7 +215,9 @@ class Engine:
 
         Raises ConfigError for ids beyond the vocabulary, and more of them than the context.
         """
-        self.check(Request(ids, 1, num_likeliest=num_likeliest)._replace(slide=True, prompt=ids[: self.context - 1]))
+        check_settings(Request(ids, num_likeliest=num_likeliest))
+        if not 1 <= len(ids) <= self.context:
+            raise ConfigError(f"a text of {len(ids)} tokens, where 1 to {self.context} can be read", "text", "a text of such a length")
         self.check_ids(ids, "text")
         told, cache = [Token(int(ids[0]))], self.programs.empty_cache(chunks.num_slots(len(ids)), self.num_groups)
         for start in range(0, len(ids) - 1, caches.BLOCK):
@@ -214,9 +232,10 @@ class Engine:
             told += [token_of(host, place, num_likeliest) for place in range(len(following))]
         return told
 
-    def _numbers_under_way(self) -> set[int]:
+    def _numbers_awaited(self) -> set[int]:
+        """Of the requests of which something has still to be told."""
         texts = (*self._queue, *(text for text in self._texts if text is not None))
-        return {text.number for text in texts}
+        return {one.number for one in (*texts, *self._untold)}
 
     def _end(self, text: Text) -> None:
         text.ended = True
@@ -256,8 +275,8 @@ class Engine:
         self._texts[text.row] = self._lanes[group] = text
 
     def _read_chunk(self) -> None:
-        """One chunk for every lane whose next is as long as the first one's; the first token of those whose prompt ends with it."""
-        width = next(lane.width for lane in self._lanes if lane is not None)
+        """One chunk for every lane whose next is as long as the oldest one's; the first token of those whose prompt ends with it."""
+        width = min((lane for lane in self._lanes if lane is not None), key=lambda lane: lane.number).width
         lanes = [lane if lane is not None and lane.width == width else None for lane in self._lanes]
         shape, size = (self.num_groups, width), self.num_rows // self.num_groups
         tokens_RL, positions_RL = np.zeros(shape, np.int32), np.full(shape, caches.IDLE, np.int32)

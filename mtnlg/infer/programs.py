@@ -62,6 +62,7 @@ class Programs:
         self.begin = jax.jit(self._begin, donate_argnums=0, out_shardings=self.everywhere)
         self.step = jax.jit(all_rows, donate_argnums=(1, 2), out_shardings=(self.everywhere, self.in_place, self.everywhere))
         self.copy_prefix = jax.jit(spmd.copy_prefix(mesh), donate_argnums=0, out_shardings=self.in_place)
+        self.made_empty = jax.jit(self._empty, static_argnums=(0, 1), out_shardings=self.in_place)
         self.grown = jax.jit(self._grown, static_argnums=1, out_shardings=self.in_place)
 
     def put(self, tree, spec: P = EVERYWHERE):
@@ -71,9 +72,11 @@ class Programs:
 
     def empty_cache(self, num_slots: int, num_rows: int | None = None):
         """num_rows: None: the engine's."""
-        config, dtype, num_rows = self.config, jnp.dtype(self.config.train.compute_dtype), num_rows or self.num_rows
-        make = lambda: caches.empty(config.model, num_rows, num_slots, dtype, config.mesh.tensor, self.int8_cache)  # noqa: E731
-        return jax.jit(make, out_shardings=self.in_place)()
+        return self.made_empty(num_slots, num_rows or self.num_rows)
+
+    def _empty(self, num_slots: int, num_rows: int):
+        dtype = jnp.dtype(self.config.train.compute_dtype)
+        return caches.empty(self.config.model, num_rows, num_slots, dtype, self.config.mesh.tensor, self.int8_cache)
 
     def empty_rows(self) -> Rows:
         """All rows idle."""

@@ -1,12 +1,12 @@
 """What is asked of an engine, and what it answers: token ids, settings, numbers. No jax here."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mtnlg.core.errors import ConfigError
 
 MAX_LIKELIEST = 20  # of each place, told with their log-probabilities
+_LARGEST = 3e38  # that float32 holds
 
 
 class Request(NamedTuple):
@@ -48,11 +48,11 @@ class Token(NamedTuple):
 
 LEGAL = {
     "max_new_tokens": (lambda n: n >= 1, "1 or more"),
-    "temperature": (lambda x: 0 <= x < math.inf, "0 (greedy) or more"),
+    "temperature": (lambda x: 0 <= x <= _LARGEST, "0 (greedy) or more"),
     "top_k": (lambda n: 0 <= n < 2**31, "0 (all) or more"),
     "top_p": (lambda x: 0 < x <= 1, "more than 0, at most 1"),
     "min_p": (lambda x: 0 <= x <= 1, "0 (all) to 1"),
-    "repetition_penalty": (lambda x: 0 < x < math.inf, "more than 0; 1 changes nothing"),
+    "repetition_penalty": (lambda x: 1e-3 <= x <= 1e3, "0.001 to 1000; 1 changes nothing"),
     "presence_penalty": (lambda x: abs(x) <= 1e3, "-1000 to 1000"),
     "frequency_penalty": (lambda x: abs(x) <= 1e3, "-1000 to 1000"),
     "logit_bias": (lambda bias: all(abs(x) <= 1e3 for x in bias.values()), "-1000 to 1000 for each id"),

@@ -19,8 +19,10 @@ def fit(ids: Sequence[int], room: int, policy: str = "error", keep: int = 0) -> 
     """At most `room` of the ids, and what was cut out; None: nothing.
 
     policy: "left" takes away what follows the first `keep` ids, "middle" what follows the first half of the room (or the first `keep`, if
-    they are more). Raises ConfigError: too many with policy "error", or no room for more than the ids kept.
+    they are more). Raises ConfigError: too many with policy "error", no room for more than the ids kept, or fewer than none to keep.
     """
+    if keep < 0:
+        raise ConfigError(f"keep={keep} is out of range", "keep", "0 or more")
     excess = len(ids) - room
     if excess <= 0:
         return list(ids), None

@@ -14,10 +14,14 @@ class Int8(NamedTuple):
 
 
 def narrow(x, dims: tuple[int, ...]) -> Int8:
-    """The nearest of 255 evenly spaced numbers, the largest over `dims` being 127 (Dettmers et al. 2022, arXiv 2208.07339, section 2)."""
+    """The nearest of 255 evenly spaced numbers, the largest over `dims` being 127 (Dettmers et al. 2022, arXiv 2208.07339, section 2).
+
+    Scales in the dtype of x; quotients in at least float32: bfloat16 would round them to halves before they are rounded, and to 128.
+    """
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
     largest = jnp.max(jnp.abs(x), axis=dims, keepdims=True)
     scales = jnp.where(largest > 0, largest / 127, jnp.ones((), x.dtype))
-    return Int8(jnp.round(x / scales).astype(jnp.int8), scales)
+    return Int8(jnp.round(x.astype(dtype) / scales.astype(dtype)).astype(jnp.int8), scales)
 
 
 def wide(leaf, dtype):

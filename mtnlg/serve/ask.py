@@ -76,6 +76,8 @@ def chat(body: bytes, writer: Writer, limits: Limits) -> Asked:
 def embeddings(body: bytes, writer: Writer, limits: Limits) -> tuple[list[str], bool]:
     """Of POST /v1/embeddings: (texts, whether as base64). Raises Refusal."""
     given = _read(body, schema.embeddings(limits), writer)
+    if sum(len(_of_writer(writer.prompt_ids, text, param="input")) for text in given["input"]) > limits.request_tokens:
+        raise bad(f"the texts have more than {limits.request_tokens} tokens together", "input")
     return given["input"], given["encoding_format"] == "base64"
 
 

@@ -144,8 +144,10 @@ class EngineWriter:
     # The writer's thread
 
     def _work(self) -> None:
-        while self._wait():
+        going = True
+        while going:
             try:
+                going = self._wait()
                 for written in self._model.texts.step():
                     self._tell(written)
             except Exception:
@@ -153,31 +155,32 @@ class EngineWriter:
                 self._fail()
 
     def _wait(self) -> bool:
-        """Waits for work, and takes what is new. False: there is none and will be none."""
+        """Waits for work, takes what is new, and makes one call. False: there is none and will be none."""
         with self.wakes:
             while not (self._new or self._calls or self._tickets or self._model.texts.busy):
                 if self._closing:
                     return False
                 self.wakes.wait()
             new, self._new = self._new, []
-            calls, self._calls = self._calls, []
+            call = self._calls.pop(0) if self._calls else None
             self._tickets += new
             cancelled = [ticket for ticket in self._tickets if ticket.is_cancelled]
             self._tickets = [ticket for ticket in self._tickets if not ticket.is_cancelled]
         for ticket in cancelled:
             for number in ticket.numbers:
                 self._model.texts.cancel(number)
+        if call is not None:
+            function, future = call
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
         for ticket in new:
             if not ticket.is_cancelled:
                 self._prompt_tokens += sum(len(request.prompt) for request in ticket.job.requests)
                 numbers = {self._model.texts.submit(request, ticket.job.stop): n for n, request in enumerate(ticket.job.requests)}
                 with self.wakes:
                     ticket.numbers = numbers
-        for function, future in calls:
-            try:
-                future.set_result(function())
-            except Exception as error:
-                future.set_exception(error)
         return True
 
     def _tell(self, written: Written) -> None:

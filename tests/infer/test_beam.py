@@ -204,6 +204,8 @@ def test_an_engine_at_work_is_left_alone():
         (2, [], {}, "no tokens"),
         (2, [1], {"max_new_tokens": SEQ_LEN}, "exceed"),
         (2, [1], {"length_penalty": float("nan")}, "length_penalty=nan"),
+        (2, [1], {"length_penalty": 1e4}, "length_penalty=10000.0"),
+        (2, [1], {"length_penalty": -1e4}, "length_penalty=-10000.0"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(width, prompt, settings, what):

@@ -366,7 +366,7 @@ BEYOND = "the prompt has ids beyond the vocabulary of 11 (prompt)"
         (Request([1], 2, min_p=1.5), "min_p=1.5 is out of range (min_p). Try: 0 (all) to 1"),
         (
             Request([1], 2, repetition_penalty=0),
-            "repetition_penalty=0 is out of range (repetition_penalty). Try: more than 0; 1 changes nothing",
+            "repetition_penalty=0 is out of range (repetition_penalty). Try: 0.001 to 1000; 1 changes nothing",
         ),
         (Request([1], 2, presence_penalty=float("nan")), "presence_penalty=nan is out of range (presence_penalty). Try: -1000 to 1000"),
         (Request([1], 2, logit_bias={1: float("nan")}), "logit_bias={1: nan} is out of range (logit_bias). Try: -1000 to 1000 for each id"),

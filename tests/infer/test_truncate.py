@@ -33,3 +33,5 @@ def test_by_hand():
     assert fit(ids, 4, "middle", keep=3) == (list("abch"), Cut(3, 7))
     with pytest.raises(ConfigError, match="8 tokens, and there is room for 4"):
         fit(ids, 4)
+    with pytest.raises(ConfigError, match="keep=-1 is out of range"):
+        fit(ids, 6, "left", keep=-1)

@@ -6,6 +6,7 @@ import numpy as np
 import openai
 import pytest
 
+from mtnlg.serve.limits import Limits
 from tests.serve.fake_writer import WIDTH, FakeWriter, written
 from tests.serve.running import KEY, running
 
@@ -147,6 +148,12 @@ def test_embeddings(client, server, encoding):
     np.testing.assert_array_equal([item.embedding for item in done.data], expected)
     assert expected.shape == (2, WIDTH) and done.usage.total_tokens == num_tokens == 11
     assert client.embeddings.create(model="fake", input="Hello", **encoding).data[0].embedding == expected[0].tolist()
+
+
+def test_vectors_have_a_limit_of_tokens():
+    with running(FakeWriter(), limits=Limits(request_tokens=10)) as server:
+        for texts, status in (["12345", "12345"], 200), (["12345", "123456"], 400):
+            assert server.http.post("/v1/embeddings", json={"model": "fake", "input": texts}).status_code == status
 
 
 def test_models(client):

@@ -147,6 +147,44 @@ def test_a_step_that_fails_ends_what_was_under_way_and_nothing_else(writer, monk
     assert "a device has a fault" in caplog.text
 
 
+def test_a_fault_while_a_job_is_taken_ends_the_job_and_not_the_thread(writer, monkeypatch):
+    submit = writer._model.texts.submit
+
+    def failing(*arguments):
+        monkeypatch.setattr(writer._model.texts, "submit", submit)
+        raise MemoryError
+
+    monkeypatch.setattr(writer._model.texts, "submit", failing)
+    during, after = Listener(), Listener()
+    job = Job((Request(writer.prompt_ids("the cat"), 2),))
+    writer.submit(job, during)
+    assert during.done.wait(20) and during.failed
+    writer.submit(job, after)
+    assert after.done.wait(20) and after.failed is None
+
+
+def test_a_step_comes_between_two_calls(writer):
+    """Texts under way do not wait until all scores and vectors that are asked for have been computed."""
+    entered, begun, written = threading.Event(), threading.Event(), []
+
+    def call():
+        entered.set()
+        begun.wait(20)
+        written.append(writer.load().written_tokens)
+
+    threads = [threading.Thread(target=writer._call, args=(call,)) for _ in range(3)]
+    threads[0].start()
+    assert entered.wait(20)
+    writer.submit(Job((Request(writer.prompt_ids("the cat"), 40, temperature=0.0),)), Listener())
+    for thread in threads[1:]:
+        thread.start()
+    assert until(lambda: len(writer._calls) == 2, 20)
+    begun.set()
+    for thread in threads:
+        thread.join(20)
+    assert written[0] == written[1] < written[2]
+
+
 def test_closing_lets_what_runs_end_and_cancels_the_rest(folder):
     writer = make_writer(str(folder), schema.Mesh(), 1, 20)
     ids, short, endless = writer.prompt_ids("the cat"), Listener(), Listener()
