@@ -138,15 +138,14 @@ def write(model: LanguageModel, lines: Lines, output: str | os.PathLike, num_tex
         done = _go_on(output, _made(model, lines, num_texts))
         missing = [(line, choice) for line in lines.lines for choice in range(num_texts) if (line.number, choice) not in done]
         total, file, began_secs, num_tokens = len(lines.lines) * num_texts, files.AppendFile(output), time.monotonic(), 0
-        with Progress(total, total - len(missing), max(total // 20, 1), stream, unit="text") as progress:
+        with contextlib.closing(file), Progress(total, total - len(missing), max(total // 20, 1), stream, unit="text") as progress:
             for count, (number, answer) in enumerate(model.answer_many(prompts.asks(missing)), total - len(missing) + 1):
                 line, choice = missing[number]
                 told = line.told | ({"choice": choice} if num_texts > 1 else {}) | _told(model, answer) | prompts.told(line)
                 file.append(json.dumps(told, ensure_ascii=False).encode() + b"\n")
                 num_tokens += len(answer.tokens)
                 progress.update(count, tokens_per_sec=num_tokens / max(time.monotonic() - began_secs, 1e-9))
-        file.sync()
-        file.close()
+            file.sync()
 
 
 class Prompts:
@@ -203,7 +202,7 @@ def _told(model: LanguageModel, answer: Answer) -> dict[str, Any]:
 def _made(model: LanguageModel, lines: Lines, num_texts: int) -> dict[str, Any]:
     """What the texts depend on, but for the number of rows."""
     scaling = {"rope_scaling": model.engine.config.model.rope_scaling, "rope_scaling_factor": model.engine.config.model.rope_scaling_factor}
-    int8 = {"int8_weights": model.engine.laid.int8, "int8_cache": model.engine.programs.int8_cache, "drafted": model.drafts is not None}
+    int8 = {"int8_weights": model.engine.laid.int8, "int8_cache": model.engine.programs.int8_cache, "draft": model.draft}
     settings = {name: sorted(value) if isinstance(value, frozenset) else value for name, value in lines.defaults.items()}
     whole = {"prompts": lines.sha256, "model": model.where, "context": model.engine.context, "n": num_texts, **scaling, **int8, **settings}
     return json.loads(json.dumps(whole))

@@ -55,7 +55,7 @@ def from_pretrained(
     settings = engines.Settings(num_rows, context, tuple(int8), int8_text, rope_scaling, unroll_layers)
     small = None if draft is None else engines.Draft(pretrained.open_model(draft), num_drafted)
     made = engines.make(model, mesh or schema.Mesh(), dtype, settings, small)
-    return LanguageModel(model.tokenizer, made.engine, model.where, made.notes, made.int8_cost)
+    return LanguageModel(model.tokenizer, made.engine, model.where, made.notes, made.int8_cost, small and (small.model.where, num_drafted))
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -88,12 +88,22 @@ def continuations(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> tup
 class LanguageModel:
     """A tokenizer and an engine. `generate` works on ids, everything else on text.
 
-    where: of the weights. notes: lines that whoever uses the model should read. int8_cost: None where all is exact.
+    where: of the weights. notes: lines that whoever uses the model should read. int8_cost: None where all is exact. draft: where a
+    draft's weights come from and how many tokens it drafts at a time, if there is one.
     """
 
-    def __init__(self, tokenizer: Tokenizer, engine: Engine, where: str = "", notes: Sequence[str] = (), int8_cost: Cost | None = None):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        engine: Engine,
+        where: str = "",
+        notes: Sequence[str] = (),
+        int8_cost: Cost | None = None,
+        draft: tuple[str, int] | None = None,
+    ):
         self.tokenizer, self.engine, self.texts = tokenizer, engine, TextEngine(tokenizer, engine)
-        self.where, self.notes, self.int8_cost = where, tuple(notes), int8_cost
+        self.where, self.notes, self.int8_cost, self.draft = where, tuple(notes), int8_cost, draft
+        self._beams: dict[int, Beams] = {}  # by their width; each has programs of its own
 
     @functools.cached_property
     def scorer(self) -> Scorer:
@@ -207,7 +217,9 @@ class LanguageModel:
         Raises ConfigError.
         """
         ids = self.request_of(Ask(prompt))[0].prompt
-        found = Beams(self.engine, width).search(ids, max_new_tokens, self.tokenizer.end_ids, length_penalty)
+        if width not in self._beams:
+            self._beams[width] = Beams(self.engine, width)
+        found = self._beams[width].search(ids, max_new_tokens, self.tokenizer.end_ids, length_penalty)
         return [(self.tokenizer.decode(hypothesis.ids), hypothesis.logprob) for hypothesis in found]
 
     def request_of(self, ask: "Ask") -> tuple[Request, Cut | None]:

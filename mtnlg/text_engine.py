@@ -48,15 +48,14 @@ class TextEngine:
     def step(self) -> list[Written]:
         """One step of the engine, as text."""
         told = []
-        for number, token, finish, slides in self.engine.step():
-            if number in self._assemblies:
-                assembly = self._assemblies[number]
-                text = assembly.add(b"" if finish == "stop" else self.tokenizer.decode_bytes([token.id]), ended=finish is not None)
-                if assembly.stopped:
-                    finish = "stop"
-                if finish is not None:
-                    self._end(number)
-                told.append(Written(number, text, token, finish, slides))
+        for number, token, finish, slides in self.engine.step_for(self._assemblies):
+            assembly = self._assemblies[number]
+            text = assembly.add(b"" if finish == "stop" else self.tokenizer.decode_bytes([token.id]), ended=finish is not None)
+            if assembly.stopped:
+                finish = "stop"
+            if finish is not None:
+                self._end(number)
+            told.append(Written(number, text, token, finish, slides))
         return told
 
     def step_for(self, numbers: Collection[int]) -> list[Written]:

@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rope_scaling", choices=SCALINGS, default="none", help="linear: --context=N lies where seq_len did (default: none)"
     )
     group.add_argument("--int8", default="", metavar="WHAT", help="weights, cache or weights,cache: kept in eight bits; says what it costs")
-    group.add_argument("--draft", metavar="PATH", help="a smaller model with the same tokenizer that drafts: same texts, sooner")
+    group.add_argument(
+        "--draft", metavar="PATH", help="a smaller model with the same tokenizer that drafts: texts of the same kind, sooner"
+    )
     group.add_argument("--num_drafted", type=int, default=4, metavar="N", help="tokens that it drafts at a time (default: 4)")
     group.add_argument(
         "--unroll_layers",

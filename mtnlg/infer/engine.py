@@ -6,7 +6,7 @@ bits of a request's logits, and with them its tokens, depend neither on what run
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -181,6 +181,12 @@ class Engine:
             self.reset()  # programs may have been given the cache and not have given it back
             raise
 
+    def step_for(self, numbers: Collection[int]) -> list[Event]:
+        """`step`, and of its events those of these requests; the others are told when somebody steps for them."""
+        events = self.step()
+        self._untold += [event for event in events if event.number not in numbers]
+        return [event for event in events if event.number in numbers]
+
     def run(self, requests: Sequence[Request]) -> Iterator[Event]:
         """The events of these requests, numbered from 0 in their order. Closed early, it cancels what has not ended.
 
@@ -194,10 +200,9 @@ class Engine:
             while going:
                 if not going <= self._numbers_awaited():
                     raise dropped()
-                events = self.step()
+                events = self.step_for(places)
                 going -= {event.number for event in events if event.finish is not None}
-                self._untold += [event for event in events if event.number not in places]
-                yield from (event._replace(number=places[event.number]) for event in events if event.number in places)
+                yield from (event._replace(number=places[event.number]) for event in events)
         finally:
             for number in places:
                 self.cancel(number)
@@ -345,7 +350,7 @@ class Engine:
             told, whose = self._sent.pop(0)
             going = [(place, text) for place, text in whose if not text.ended]
             if going:
-                host = jax.tree.map(np.asarray, told)
+                host = jax.device_get(told)
                 pairs = ((text, token) for place, text in going for token in self._tokens(host, place, text))
                 events += [self._event(text, token) for text, token in pairs if not text.ended]
         return events

@@ -14,7 +14,8 @@ from mtnlg.model import cache as caches
 
 
 class Speculation(Engine):
-    """Writes what an engine of the same weights would: greedy the same tokens, else tokens of the same distribution."""
+    """Writes as an engine of the same weights would: drawn texts have the same distribution, though for a seed they are others; greedy ones
+    are the same, but where two tokens are equal up to rounding (several tokens read at once round otherwise than one)."""
 
     def __init__(self, draft: Engine, num_drafted: int, *model, **settings):
         """draft: an engine for the small model, of the same mesh, rows, ids and context, used by nobody else. model, settings: `Engine`'s.

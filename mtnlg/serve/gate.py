@@ -82,7 +82,7 @@ class Gate:
         is_open = scope["path"] in self._open and scope["method"] in _OPEN_METHODS
         if not self._keys:
             host = _only(headers, b"host")
-            if host is not None and _name(host) not in self._hosts:
+            if host is None or _name(host) not in self._hosts:
                 raise Refusal(403, "without a key this server answers to this machine's own names only", "forbidden_host")
             return None if is_open else scope["client"][0]
         if is_open:

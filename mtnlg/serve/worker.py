@@ -45,6 +45,8 @@ def _warm_up(model: lm.LanguageModel) -> None:
     longest = min(_LONGEST_WARM_UP, model.engine.context - 2)
     lengths = {min(power_of_two(length, 1), longest) for length in range(1, longest + 1)}
     model.engine.generate([Request([model.tokenizer.eod_id] * length, 2) for length in sorted(lengths)])
+    if model.engine.context > _LONGEST_WARM_UP + 2 and model.engine.num_rows > 1:  # a prefix goes from row to row
+        model.engine.generate([Request([model.tokenizer.eod_id] * (_LONGEST_WARM_UP + 1), 1)] * 2)
     model.engine.forget()
 
 
@@ -61,6 +63,7 @@ class _Ticket:
 
     def __init__(self, writer: "EngineWriter", job: Job, notify: Callable[[Delta | Failed], None]):
         self.writer, self.job, self.notify, self.numbers, self.is_cancelled = writer, job, notify, {}, False
+        self.num_left = len(job.requests)  # choices that have not ended
 
     def cancel(self) -> None:
         with self.writer.wakes:
@@ -124,7 +127,7 @@ class EngineWriter:
         self._thread.join()
 
     def _load(self) -> Load:
-        choices = sum(len(ticket.job.requests) for ticket in self._new) + sum(len(ticket.numbers) for ticket in self._tickets)
+        choices = sum(ticket.num_left for ticket in (*self._new, *self._tickets))
         rows = self._model.engine.num_rows
         running = min(choices, rows)
         taken, drafted = self._model.drafts or (0, 0)
@@ -178,9 +181,7 @@ class EngineWriter:
         for ticket in new:
             if not ticket.is_cancelled:
                 self._prompt_tokens += sum(len(request.prompt) for request in ticket.job.requests)
-                numbers = {self._model.texts.submit(request, ticket.job.stop): n for n, request in enumerate(ticket.job.requests)}
-                with self.wakes:
-                    ticket.numbers = numbers
+                ticket.numbers = {self._model.texts.submit(request, ticket.job.stop): n for n, request in enumerate(ticket.job.requests)}
         return True
 
     def _tell(self, written: Written) -> None:
@@ -192,7 +193,8 @@ class EngineWriter:
         if written.finish is not None:
             with self.wakes:
                 del ticket.numbers[written.number]
-                if not ticket.numbers:
+                ticket.num_left -= 1
+                if not ticket.num_left:
                     self._tickets.remove(ticket)
         if not ticket.is_cancelled:
             ticket.notify(Delta(choice, written.text, pieces, written.finish, written.slides))
