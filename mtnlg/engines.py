@@ -56,8 +56,6 @@ def make(model: Model, mesh: schema.Mesh, dtype: str | None, settings: Settings,
 
     Raises ConfigError, and MissingInput or DataError for `int8_text`.
     """
-    if unknown := set(settings.int8) - {"weights", "cache"}:
-        raise ConfigError(f"{', '.join(sorted(unknown))} cannot be kept in eight bits", "int8", "weights, cache or both")
     config = _config(model, mesh, dtype)
     config = dataclasses.replace(config, model=stretch.stretched(config.model, settings.context, settings.rope_scaling))
     made, num_ids = meshes.make(config.mesh), model.tokenizer.vocab_size

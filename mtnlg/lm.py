@@ -13,6 +13,7 @@ from mtnlg import engines, pretrained
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError, DataError
 from mtnlg.data.tokenizer import Tokenizer
+from mtnlg.infer import int8_parts
 from mtnlg.infer.beam import Beams
 from mtnlg.infer.engine import Engine
 from mtnlg.infer.int8_cost import Cost
@@ -29,7 +30,7 @@ def from_pretrained(
     tokenizer: str | os.PathLike | None = None,
     num_rows: int = 1,
     context: int | None = None,
-    int8: Sequence[str] = (),
+    int8: str | Sequence[str] = (),
     int8_text: str | os.PathLike | None = None,
     rope_scaling: str = "none",
     draft: str | os.PathLike | None = None,
@@ -41,9 +42,9 @@ def from_pretrained(
 
     dtype: float32, bfloat16 or float64, which weights lie and are computed with in; None: train.compute_dtype of the run; of others
     bfloat16 if their numbers are, else float32. tokenizer: a path; None: the one that came with the weights. num_rows: texts written at
-    once. context: tokens of a text at most; None: what the model has learnt from at a time. int8: "weights" and "cache", which to keep
-    in eight bits; what that costs is measured on a text of the model's own, or on the file `int8_text`. rope_scaling: as for
-    `stretch.stretched`. draft: a smaller model with the same tokenizer, which drafts `num_drafted` tokens a step: texts come sooner and
+    once. context: tokens of a text at most; None: what the model has learnt from at a time. int8: "weights" and "cache", or a text of them
+    with commas: which to keep in eight bits; what that costs is measured on a text of the model's own, or on the file `int8_text`.
+    rope_scaling: as for `stretch.stretched`. draft: a smaller model with the same tokenizer, which drafts `num_drafted` tokens a step: texts come sooner and
     are distributed as without (`infer.speculative`). unroll_layers: every layer is compiled on its own; None: on a CPU, for several texts
     at once (see `engines.Settings`). The mesh of the training does not matter. Of this one mesh.zero does not: the
     weights lie once, as they are computed with.
@@ -52,7 +53,7 @@ def from_pretrained(
     trained with) or ConfigError (a mesh, a context, a scaling, a draft or a float64 that cannot be honoured here).
     """
     model = pretrained.open_model(path, tokenizer)
-    settings = engines.Settings(num_rows, context, tuple(int8), int8_text, rope_scaling, unroll_layers)
+    settings = engines.Settings(num_rows, context, int8_parts.named(int8), int8_text, rope_scaling, unroll_layers)
     small = None if draft is None else engines.Draft(pretrained.open_model(draft), num_drafted)
     made = engines.make(model, mesh or schema.Mesh(), dtype, settings, small)
     return LanguageModel(model.tokenizer, made.engine, model.where, made.notes, made.int8_cost, small and (small.model.where, num_drafted))

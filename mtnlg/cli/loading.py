@@ -1,15 +1,19 @@
 """How a model is read to write with it: the options that `generate`, `chat` and `serve` have alike."""
 
 import argparse
+import contextlib
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError
+from mtnlg.infer import int8_parts
 from mtnlg.infer.stretch import SCALINGS
 
 MODEL = "a run, one of its checkpoints/STEP, or a model of another project: Hugging Face's, .gguf, Megatron-LM's"
+_ARGUMENTS = ("context", "rope_scaling", "int8", "int8_text", "draft", "num_drafted")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,14 +45,27 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"num_drafted={options.num_drafted} is out of range", "--num_drafted", "1 or more")
     found = {name: getattr(options, name) for name in ("context", "rope_scaling", "int8_text", "draft", "num_drafted")}
     found["unroll_layers"] = {"yes": True, "no": False, None: None}[options.unroll_layers]
-    return found | {"int8": tuple(part for part in options.int8.split(",") if part)}
+    with as_options():
+        return found | {"int8": int8_parts.named(options.int8)}
+
+
+@contextlib.contextmanager
+def as_options() -> Iterator[None]:
+    """Around what is said to Python: a ConfigError names arguments of `lm.from_pretrained` as they are typed here, with dashes."""
+    try:
+        yield
+    except ConfigError as error:
+        where = f"--{error.where}" if error.where in _ARGUMENTS else error.where
+        cure = re.sub(rf"(?<![-.\w])({'|'.join(_ARGUMENTS)})=", r"--\1=", error.cure)
+        raise ConfigError(error.what, where, cure) from error
 
 
 def load(path: str, mesh: schema.Mesh, options: argparse.Namespace, num_rows: int = 1):
     """The model, and on stderr what has to be known of it. Raises what `lm.from_pretrained` raises."""
     from mtnlg import lm
 
-    model = lm.from_pretrained(path, mesh, num_rows=num_rows, **settings(options))
+    with as_options():
+        model = lm.from_pretrained(path, mesh, num_rows=num_rows, **settings(options))
     tell(model.notes)
     return model
 

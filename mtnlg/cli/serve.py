@@ -47,7 +47,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     def make_writer():
         from mtnlg.serve.worker import make_writer
 
-        writer = make_writer(options.model, mesh, options.rows, limits.queue, **reading)
+        with loading.as_options():
+            writer = make_writer(options.model, mesh, options.rows, limits.queue, **reading)
         loading.tell(writer.notes)
         return writer
 

@@ -6,6 +6,7 @@ from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError
 
 SCALINGS = ("none", "linear")
+_WITHOUT = "rope_scaling=none"
 
 
 def stretched(model: schema.Model, context: int | None, scaling: str) -> schema.Model:
@@ -19,9 +20,10 @@ def stretched(model: schema.Model, context: int | None, scaling: str) -> schema.
     if scaling == "none":
         return model
     if model.position != "rope":
-        raise ConfigError(f"the model's positions are of the kind {model.position}: only rotary ones can be scaled", "rope_scaling", "none")
+        what = f"the model's positions are of the kind {model.position}: only rotary ones can be scaled"
+        raise ConfigError(what, "rope_scaling", _WITHOUT)
     if model.rope_scaling not in SCALINGS:
-        raise ConfigError(f"the model's rotary positions are scaled already, by the rule {model.rope_scaling}", "rope_scaling", "none")
+        raise ConfigError(f"the model's rotary positions are scaled already, by the rule {model.rope_scaling}", "rope_scaling", _WITHOUT)
     if context is None or context <= model.seq_len:
         what = f"the model has learnt from {model.seq_len} tokens at a time: for no more there is nothing to scale"
         raise ConfigError(what, "rope_scaling", f"context={2 * model.seq_len}, say")
