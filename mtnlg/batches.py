@@ -62,7 +62,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: isinstance(value, dict) and all(id.isdecimal() and id.isascii() and _number(bias) for id, bias in value.items()),
         "an object of numbers by token ids",
     ),
-    "stop": (lambda value: _text(value) or _many(_text)(value), "a text or a list of texts"),
+    "stop": (lambda value: (_text(value) or _many(_text)(value)) and "" not in [value, *value], "a text or a list of texts, none empty"),
     "stop_ids": (_many(_whole), "a list of token ids"),
     "slide": (lambda value: type(value) is bool, "true or false"),
     "truncate": (lambda value: value in POLICIES, f"one of {', '.join(POLICIES)}"),
@@ -202,7 +202,10 @@ def _told(model: LanguageModel, answer: Answer) -> dict[str, Any]:
 
 def _made(model: LanguageModel, lines: Lines, num_texts: int) -> dict[str, Any]:
     """What the texts depend on, but for the number of rows."""
-    scaling = {"rope_scaling": model.engine.config.model.rope_scaling, "rope_scaling_factor": model.engine.config.model.rope_scaling_factor}
+    rope = model.engine.config.model
+    scaling = {"rope_scaling": rope.rope_scaling} | (
+        {} if rope.rope_scaling == "none" else {"rope_scaling_factor": rope.rope_scaling_factor}
+    )
     int8 = {"int8_weights": model.engine.laid.int8, "int8_cache": model.engine.programs.int8_cache, "draft": model.draft}
     settings = {name: sorted(value) if isinstance(value, frozenset) else value for name, value in lines.defaults.items()}
     whole = {"prompts": lines.sha256, "model": model.where, "context": model.engine.context, "n": num_texts, **scaling, **int8, **settings}

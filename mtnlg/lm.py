@@ -17,10 +17,13 @@ from mtnlg.infer import int8_parts
 from mtnlg.infer.beam import Beams
 from mtnlg.infer.engine import Engine
 from mtnlg.infer.int8_cost import Cost
-from mtnlg.infer.request import Request, Token
+from mtnlg.infer.request import Request, Token, request_with
 from mtnlg.infer.scorer import Scorer
-from mtnlg.infer.truncate import Cut, fit
+from mtnlg.infer.truncate import Cut, check_policy, fit
 from mtnlg.text_engine import TextEngine, Written
+
+# What belongs to an `Ask` and not to its settings, and how it is asked.
+_OF_ASK = {name: f"lm.answer(prompt, {name}={value})" for name, value in (("stop", '["TEXT"]'), ("truncate", '"left"'), ("keep", "4"))}
 
 
 def from_pretrained(
@@ -42,12 +45,12 @@ def from_pretrained(
 
     dtype: float32, bfloat16 or float64, which weights lie and are computed with in; None: train.compute_dtype of the run; of others
     bfloat16 if their numbers are, else float32. tokenizer: a path; None: the one that came with the weights. num_rows: texts written at
-    once. context: tokens of a text at most; None: what the model has learnt from at a time. int8: "weights" and "cache", or a text of them
-    with commas: which to keep in eight bits; what that costs is measured on a text of the model's own, or on the file `int8_text`.
-    rope_scaling: as for `stretch.stretched`. draft: a smaller model with the same tokenizer, which drafts `num_drafted` tokens a step: texts come sooner and
-    are distributed as without (`infer.speculative`). unroll_layers: every layer is compiled on its own; None: on a CPU, for several texts
-    at once (see `engines.Settings`). The mesh of the training does not matter. Of this one mesh.zero does not: the
-    weights lie once, as they are computed with.
+    once. context: tokens of a text at most; None: what the model has learnt from at a time. int8: "weights" and "cache", or a text of
+    them with commas: which to keep in eight bits; what that costs is measured on a text of the model's own, or on the file `int8_text`.
+    rope_scaling: as for `stretch.stretched`. draft: a smaller model with the same tokenizer, which drafts `num_drafted` tokens a step:
+    texts come sooner and are distributed as without (`infer.speculative`). unroll_layers: every layer is compiled on its own; None: on a
+    CPU, for several texts at once (see `engines.Settings`). The mesh of the training does not matter. Of this one mesh.zero does not:
+    the weights lie once, as they are computed with.
 
     Raises MissingInput (no weights or tokenizer there), DataError (damaged, unknown, of another version, or the tokenizer is not the one
     trained with) or ConfigError (a mesh, a context, a scaling, a draft or a float64 that cannot be honoured here).
@@ -133,7 +136,8 @@ class LanguageModel:
         """
         if isinstance(ids, str):
             raise ConfigError("a text where ids are expected", "ids", "lm.complete(text), or lm.generate(lm.prompt_ids(text))")
-        return self.engine.generate([Request([int(id) for id in ids], **{"stop_ids": self.tokenizer.end_ids} | sampling)])[0]
+        settings = {"stop_ids": self.tokenizer.end_ids} | sampling
+        return self.engine.generate([request_with([int(id) for id in ids], settings, _OF_ASK)])[0]
 
     def score(self, prompt: str, continuation: str) -> float:
         """The log-probability, in nats, of the continuation after the prompt: the sum over its tokens, as `continuations` tells them.
@@ -167,7 +171,7 @@ class LanguageModel:
         return self.scorer.means(rows, [len(start) if pool == "mean" else len(ids) - 1 for ids in rows])
 
     def answer(
-        self, prompt: str | Sequence[int], stop: Sequence[str] = (), truncate: str = "error", keep: int | None = None, **sampling
+        self, prompt: str | Sequence[int], stop: str | Sequence[str] = (), truncate: str = "error", keep: int | None = None, **sampling
     ) -> "Answer":
         """What follows a text, or ids as they are, with all that is known of it: see `Ask`. Raises ConfigError."""
         ((_, answer),) = self.answer_many([Ask(prompt, stop, truncate, keep, sampling)])
@@ -197,11 +201,11 @@ class LanguageModel:
             for number in going:
                 self.texts.cancel(number)
 
-    def complete(self, prompt: str, stop: Sequence[str] = (), **sampling) -> str:
+    def complete(self, prompt: str, stop: str | Sequence[str] = (), **sampling) -> str:
         """The text that follows the prompt."""
         return "".join(self.stream(prompt, stop, **sampling))
 
-    def stream(self, prompt: str | Sequence[int], stop: Sequence[str] = (), **sampling) -> Iterator[str]:
+    def stream(self, prompt: str | Sequence[int], stop: str | Sequence[str] = (), **sampling) -> Iterator[str]:
         """The text that follows a text, or ids as they are, piece by piece; ends before the first stop string or where the model ends.
 
         A piece is given out when it is whole UTF-8 and can no longer become part of a stop string.
@@ -225,19 +229,21 @@ class LanguageModel:
 
     def request_of(self, ask: "Ask") -> tuple[Request, Cut | None]:
         """What the engine is asked, which still has to check it, and what was cut out of the prompt. Raises ConfigError as `fit` does."""
+        check_policy(ask.truncate, ask.keep)
         is_text = isinstance(ask.prompt, str)
-        request, cut = Request(self.prompt_ids(ask.prompt) if is_text else [int(id) for id in ask.prompt], **ask.sampling), None
+        ids = self.prompt_ids(ask.prompt) if is_text else [int(id) for id in ask.prompt]
+        asked, cut = request_with(ids, ask.sampling, _OF_ASK), None
         if ask.truncate != "error":
-            room = self.engine.context - (1 if request.slide else request.max_new_tokens)
+            room = self.engine.context - (1 if asked.slide else asked.max_new_tokens)
             if room < 1:
-                what = f"{request.max_new_tokens} new tokens leave no room in a context of {self.engine.context}"
+                what = f"{asked.max_new_tokens} new tokens leave no room in a context of {self.engine.context}"
                 raise ConfigError(what, "max_new_tokens", f"{self.engine.context - 1} or less")
             keep = ask.keep if ask.keep is not None else len(self.prompt_ids("")) if is_text else 0
-            ids, cut = fit(request.prompt, room, ask.truncate, keep)
-            request = request._replace(prompt=ids)
-        return request, cut
+            ids, cut = fit(ids, room, ask.truncate, keep)
+            asked = asked._replace(prompt=ids)
+        return asked, cut
 
-    def write(self, request: Request, stop: Sequence[str] = ()) -> Iterator[Written]:
+    def write(self, request: Request, stop: str | Sequence[str] = ()) -> Iterator[Written]:
         """Token by token; closed early, it is cancelled. Raises ConfigError before the first one."""
         number = self.texts.submit(request, stop)
         try:
@@ -258,7 +264,7 @@ class Ask(NamedTuple):
     """
 
     prompt: str | Sequence[int]
-    stop: Sequence[str] = ()
+    stop: str | Sequence[str] = ()
     truncate: str = "error"
     keep: int | None = None
     sampling: Mapping[str, Any] = {}

@@ -4,6 +4,7 @@ import codecs
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from mtnlg.core.errors import ConfigError
 from mtnlg.data.tokenizer import Tokenizer
 from mtnlg.infer.engine import Engine, dropped
 from mtnlg.infer.request import Request, Token
@@ -30,8 +31,14 @@ class TextEngine:
         self._assemblies: dict[int, Assembly] = {}
         self._waiting: list[Written] = []  # told in a step that was taken for others
 
-    def submit(self, request: Request, stop: Sequence[str] = ()) -> int:
-        """Queues a text, which ends at the tokenizer's `end_ids` too, and returns its number. Raises ConfigError as the engine does."""
+    def submit(self, request: Request, stop: str | Sequence[str] = ()) -> int:
+        """Queues a text, which ends at the tokenizer's `end_ids` too, and returns its number.
+
+        Raises ConfigError as the engine does, and for a stop text without letters.
+        """
+        stop = [stop] if isinstance(stop, str) else list(stop)
+        if "" in stop:
+            raise ConfigError("an empty stop text ends nothing", "stop", "stop=TEXT")
         number = self.engine.submit(request._replace(stop_ids=request.stop_ids | self.tokenizer.end_ids))
         self._assemblies[number] = Assembly(stop)
         return number
@@ -80,7 +87,7 @@ class Assembly:
     """Text out of bytes that come token by token."""
 
     def __init__(self, stop: Sequence[str]):
-        self._stop = [text for text in stop if text]
+        self._stop = stop
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
         self.stopped = False

@@ -122,6 +122,7 @@ def test_another_input_setting_or_model_is_refused(model, prompts, tmp_path):
     where = f"({output}). Try: what it was made with, or another --out"
     said = refusal(ConfigError, model, prompts, output, top_k=3)
     assert said == f"its texts were made with other settings: top_k was 0 and is 3 {where}"
+    assert "rope_scaling_factor" not in json.loads((tmp_path / "out.jsonl.made.json").read_text())
     assert "n was 1 and is 2" in refusal(ConfigError, model, prompts, output, num_texts=2)
     elsewhere = lm.LanguageModel(model.tokenizer, model.engine, "elsewhere")
     assert "model was" in refusal(ConfigError, elsewhere, prompts, output)
@@ -166,6 +167,9 @@ def test_a_damaged_output_is_told(model, prompts, tmp_path, damage):
         (b'{"prompt": "a", "top_p": 2}', "top_p=2 is out of range"),
         (b'{"prompt": "a", "seed": -1}', "seed=-1 is out of range"),
         (b'{"prompt": "a", "stop": [3]}', "the field 'stop' is not a text or a list of texts"),
+        (b'{"prompt": "a", "stop": ["b", ""]}', "the field 'stop' is not a text or a list of texts, none empty"),
+        (b'{"prompt": "a", "stop": ""}', "the field 'stop' is not a text or a list of texts, none empty"),
+        (b'{"prompt": "a", "keep": 3}', "keep=3 keeps nothing where nothing is cut"),
         (b'{"prompt": "a", "logit_bias": {"a": 1}}', "the field 'logit_bias' is not an object of numbers by token ids"),
         (b'{"messages": []}', "the field 'messages' is not a list of objects"),
         (b'{"messages": [{"role": "root", "content": "a"}]}', "the field 'messages' is not a list of objects"),

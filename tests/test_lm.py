@@ -440,3 +440,35 @@ def test_prompts_are_ids_and_ids_are_no_text(model):
     assert written == model.complete("the cat", **settings)
     with pytest.raises(ConfigError, match="a text where ids are expected"):
         model.generate("the cat")
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda m: m.complete("x", foo=1), "there is no setting 'foo' here (foo). Try: one of max_new_tokens, temperature, "),
+        (lambda m: m.complete("x", logprobs=2), "there is no setting 'logprobs' here (logprobs). Try: num_likeliest="),
+        (lambda m: m.complete("x", tempreature=2), "there is no setting 'tempreature' here (tempreature). Try: temperature="),
+        (lambda m: next(m.answer_many([lm.Ask("x", sampling={"prompt": [1]})])), "there is no setting 'prompt' here"),
+        (lambda m: m.answer("x", stop_strings=["a"]), 'Try: lm.answer(prompt, stop=["TEXT"])'),
+        (lambda m: m.generate([1], stop=["a"]), "there is no setting 'stop' here (stop). Try: lm.answer(prompt, stop="),
+        (lambda m: m.complete("x", truncate="left"), 'Try: lm.answer(prompt, truncate="left")'),
+        (lambda m: m.answer("x", truncate="lefft"), "truncate='lefft' is not one of error, left, middle (truncate). Try: truncate=left"),
+        (lambda m: m.answer("x", keep=3), "keep=3 keeps nothing where nothing is cut (keep). Try: truncate=left or truncate=middle"),
+        (lambda m: m.complete("the " * 99), "exceed the context of 48 (prompt). Try: truncate=left"),
+        (lambda m: m.complete("x", max_new_tokens=99), "Try: max_new_tokens=47 or slide=True"),
+        (lambda m: m.complete("x", stop=["a", ""]), "an empty stop text ends nothing (stop)"),
+    ],
+)
+def test_a_wrong_setting_is_told_with_the_right_one(model, ask, said):
+    with pytest.raises(ConfigError) as caught:
+        ask(model)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_one_stop_text_is_not_its_letters(model):
+    settings = {"max_new_tokens": 20, "seed": 1}
+    whole = model.complete("the cat", **settings)
+    stop = whole[5:9]
+    assert (
+        model.complete("the cat", stop=stop, **settings) == model.complete("the cat", stop=[stop], **settings) == whole[: whole.find(stop)]
+    )

@@ -11,7 +11,8 @@ from mtnlg.cli import loading, runtime, sampling, terminal
 from mtnlg.core import config as configs
 from mtnlg.core.errors import ConfigError, DataError
 from mtnlg.infer.request import Request
-from mtnlg.infer.truncate import POLICIES
+from mtnlg.infer.room import check_room
+from mtnlg.infer.truncate import POLICIES, check_policy
 
 _SEEDS = 2**32
 _MOST_ROWS = 8  # of --n texts, written at once
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", help="a run's folder; its newest checkpoint is taken")
     parser.add_argument("--model", help=loading.MODEL)
     parser.add_argument("--prompt", help="the text to continue; -, or none, reads standard input")
+    parser.add_argument("--echo", choices=("yes", "no"), help="of --prompt: write it before the text (default: yes)")
     parser.add_argument("--n", type=int, default=1, help="texts for every prompt, with seeds that follow each other (default: 1)")
     parser.add_argument(
         "--logprobs",
@@ -44,8 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", dest="output", metavar="FILE", help="where the texts of --in go, a JSON object a line")
     parser.add_argument("--rows", type=int, default=8, help="texts of --in written at once (default: 8)")
     group = parser.add_argument_group("more than the context holds")
-    group.add_argument("--truncate", choices=POLICIES, default="error", help="where a prompt is cut that is too long (default: error)")
-    group.add_argument("--keep", type=int, metavar="N", help="tokens of its beginning that stay (default: what texts begin with)")
+    meaning = "where a prompt is cut that is too long: behind what --keep says, or behind the first half of the room (default: error)"
+    group.add_argument("--truncate", choices=POLICIES, default="error", help=meaning)
+    meaning = "of --truncate: tokens of its beginning that stay, with middle at least (default: what texts begin with)"
+    group.add_argument("--keep", type=int, metavar="N", help=meaning)
     group.add_argument("--slide", action="store_true", help="write on where the context ends, with the last half of the text in sight")
     loading.add_arguments(parser)
     sampling.add_arguments(parser)
@@ -57,9 +61,14 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         raise ConfigError("name one model", "command line", "--workdir=RUN or --model=PATH")
     if bool(options.input) != bool(options.output) or (options.input and options.prompt is not None):
         raise ConfigError("--in and --out belong together, without --prompt", "command line", "--in=FILE.jsonl --out=FILE.jsonl")
+    if options.input and options.echo == "yes":
+        raise ConfigError("the texts of --in stand without their prompts", "--echo", "--echo=no, or none")
     for name in ("n", "rows", "beams"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ConfigError(f"{name}={getattr(options, name)} is out of range", f"--{name}", "1 or more")
+    if not options.input:  # whose lines say it themselves
+        with loading.as_options():
+            check_policy(options.truncate, options.keep)
     settings = sampling.settings(options, num_likeliest=options.logprobs, slide=options.slide)
     loading.settings(options)
     if options.beams is not None:
@@ -76,7 +85,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     else:
         prompt = _text(_prompt(options.prompt))
         model = loading.load(place, mesh, options, min(options.n, _MOST_ROWS))
-        _write(model, prompt, options, settings)
+        with loading.as_options():
+            _write(model, prompt, options, settings)
     loading.tell_drafts(model)
     return 0
 
@@ -112,18 +122,18 @@ def _write(model, prompt: str, options: argparse.Namespace, settings: dict) -> N
 
     ask = Ask(prompt, options.stop, options.truncate, options.keep, settings)
     request, cut = model.request_of(ask)
-    _require_room(model, request)
-    safe = terminal.shown if sys.stdout.isatty() else str
+    check_room(request, model.engine.context, model.engine.config.model)
+    safe, echo = (terminal.shown if sys.stdout.isatty() else str), ("" if options.echo == "no" else prompt)
     if cut is not None:
         loading.tell([f"tokens {cut.begin} to {cut.end - 1} of the prompt are cut out: there is no room for them"])
     if options.beams is not None:
         for text, logprob in model.beam_search(request.prompt, options.beams, options.max_new_tokens, options.length_penalty):
-            sys.stdout.write(f"--- log-probability {logprob:.3f}\n{prompt}{safe(text)}\n")
+            sys.stdout.write(f"--- log-probability {logprob:.3f}\n{echo}{safe(text)}\n")
         return
     if options.n == 1:
         written = model.write(request, options.stop)
         first = next(written)  # a request that cannot be honoured is refused before anything is written
-        sys.stdout.write(prompt)
+        sys.stdout.write(echo)
         tokens, slides = [], 0
         for one in itertools.chain([first], written):
             tokens, slides = [*tokens, one.token], one.slides
@@ -134,7 +144,7 @@ def _write(model, prompt: str, options: argparse.Namespace, settings: dict) -> N
     seeds = [(options.seed + number) % _SEEDS for number in range(options.n)]
     asks = (ask._replace(sampling=settings | {"seed": seed}) for seed in seeds)
     for number, answer in in_order(model.answer_many(asks)):
-        sys.stdout.write(f"--- seed {seeds[number]}\n{prompt}{safe(answer.text)}")
+        sys.stdout.write(f"--- seed {seeds[number]}\n{echo}{safe(answer.text)}")
         _end(model, answer.tokens, answer.slides, options)
 
 
@@ -155,9 +165,8 @@ def _end(model, tokens: list, slides: int, options: argparse.Namespace) -> None:
         sys.stdout.write(table(tokens, model.tokenizer.decode_bytes))
     sys.stdout.flush()
     if slides:
-        loading.tell(
-            [f"the text came to the end of the context of {model.engine.context} tokens, and went on with its last half: {slides} x"]
-        )
+        times = {1: "once", 2: "twice"}.get(slides, f"{slides} times")
+        loading.tell([f"the text came to the end of the context of {model.engine.context} tokens, and went on with its last half {times}"])
 
 
 def table(tokens: list, bytes_of: Callable) -> str:
@@ -171,17 +180,3 @@ def table(tokens: list, bytes_of: Callable) -> str:
         others = ", ".join(f"{shown(id)} {logprob:.3f}" for id, logprob in token.likeliest)
         lines.append(f"{token.logprob:9.3f}  {shown(token.id):16} {others}".rstrip())
     return "\n".join(lines) + "\n"
-
-
-def _require_room(model, request) -> None:
-    """Raises ConfigError, whose cure are this command's options, for more tokens than the context holds."""
-    length, context = len(request.prompt), model.engine.context
-    wanted = length + request.max_new_tokens
-    if length < context and (wanted <= context or request.slide):
-        return
-    learned = model.engine.config.model.position == "learned"
-    cures = [f"--context={min(wanted, model.seq_len)}"] if min(wanted, model.seq_len) > context else []
-    cures += [f"--context={wanted}"] if not learned and wanted > model.seq_len else []
-    cures += [f"--max_new_tokens={context - length}", "--slide"] if length < context else ["--truncate=left"]
-    what = f"{length} tokens of prompt and {request.max_new_tokens} new ones exceed the context of {context}"
-    raise ConfigError(what, "--prompt", " or ".join(cures))

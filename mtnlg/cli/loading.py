@@ -13,7 +13,7 @@ from mtnlg.infer import int8_parts
 from mtnlg.infer.stretch import SCALINGS
 
 MODEL = "a run, one of its checkpoints/STEP, or a model of another project: Hugging Face's, .gguf, Megatron-LM's"
-_ARGUMENTS = ("context", "rope_scaling", "int8", "int8_text", "draft", "num_drafted")
+_OPTIONS = ("context", "rope_scaling", "int8", "int8_text", "num_drafted", "prompt", "truncate", "keep", "max_new_tokens", "logit_bias")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,12 +51,12 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def as_options() -> Iterator[None]:
-    """Around what is said to Python: a ConfigError names arguments of `lm.from_pretrained` as they are typed here, with dashes."""
+    """Around what is asked of a model: a ConfigError that names arguments of Python names them as they are typed here, with dashes."""
     try:
         yield
     except ConfigError as error:
-        where = f"--{error.where}" if error.where in _ARGUMENTS else error.where
-        cure = re.sub(rf"(?<![-.\w])({'|'.join(_ARGUMENTS)})=", r"--\1=", error.cure)
+        where = f"--{error.where}" if error.where in _OPTIONS else error.where
+        cure = re.sub(r"(?<![-.\w])([a-z][a-z0-9_]*)=", r"--\1=", error.cure).replace("--slide=True", "--slide")
         raise ConfigError(error.what, where, cure) from error
 
 

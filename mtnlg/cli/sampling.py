@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults) -> None:
 
 def settings(options: argparse.Namespace, **others) -> dict[str, Any]:
     """Fields of a `Request`, `others` too. Raises ConfigError for a value out of its range."""
+    if "" in options.stop:
+        raise ConfigError("an empty stop text ends nothing", "--stop", "--stop=TEXT")
     found = {name: getattr(options, name) for name in _NUMBERS} | others
     found |= {"logit_bias": dict(map(_bias, options.logit_bias)), "stop_ids": frozenset(options.stop_id)}
     try:

@@ -19,6 +19,7 @@ from mtnlg.infer import chunks
 from mtnlg.infer.laying import lay
 from mtnlg.infer.programs import Beginning, Programs, Told, sampling_of
 from mtnlg.infer.request import Request, Token, check_settings
+from mtnlg.infer.room import check_room
 from mtnlg.infer.text import Event, Text, token_of
 from mtnlg.model import cache as caches
 
@@ -106,17 +107,13 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raises ConfigError for a request that the model cannot honour."""
-        length, longest = len(request.prompt), len(request.prompt) + request.max_new_tokens
-        if not length:
+        if not len(request.prompt):
             raise ConfigError("the prompt has no tokens", "prompt", "at least one token; the end-of-document token starts afresh")
         self.check_ids(request.prompt, "prompt")
         check_settings(request)
         if request.logit_bias:
             self.check_ids(list(request.logit_bias), "logit_bias")
-        if length >= self.context or (longest > self.context and not request.slide):
-            cure = f"at most {self.context - length} new tokens" if length < self.context else "a shorter prompt"
-            what = f"{length} tokens of prompt and {request.max_new_tokens} new ones exceed the context of {self.context}"
-            raise ConfigError(what, "prompt", cure)
+        check_room(request, self.context, self.config.model)
 
     def check_ids(self, ids: Sequence[int], name: str) -> None:
         """Raises ConfigError for ids that the model, or its tokenizer, does not have."""

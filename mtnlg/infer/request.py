@@ -1,7 +1,8 @@
 """What is asked of an engine, and what it answers: token ids, settings, numbers. No jax here."""
 
+import difflib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mtnlg.core.errors import ConfigError
 
@@ -59,6 +60,23 @@ LEGAL = {
     "seed": (lambda n: 0 <= n < 2**32, f"0 to {2**32 - 1}"),
     "num_likeliest": (lambda n: n is None or 0 <= n <= MAX_LIKELIEST, f"0 to {MAX_LIKELIEST}, or none"),
 }
+
+
+_MEANT = {"logprobs": "num_likeliest", "stop_id": "stop_ids", "max_tokens": "max_new_tokens", "stop_strings": "stop"}  # other names
+
+
+def request_with(prompt: Sequence[int], settings: Mapping[str, Any], beside: Mapping[str, str] = {}) -> Request:
+    """With settings by their names. beside: other names that are right elsewhere, each with the cure where it is not.
+
+    Raises ConfigError for a name that is no setting, with the nearest one.
+    """
+    known = Request._fields[1:]
+    for name in settings:
+        if name not in known:
+            near = [_MEANT[name]] if name in _MEANT else difflib.get_close_matches(name, [*known, *beside], 1, 0.6)
+            cure = beside.get(near[0], f"{near[0]}=") if near else f"one of {', '.join(known)}"
+            raise ConfigError(f"there is no setting {name!r} here", name, cure)
+    return Request(prompt, **settings)
 
 
 def check_settings(request: Request) -> None:

@@ -15,6 +15,14 @@ class Cut(NamedTuple):
     end: int
 
 
+def check_policy(policy: str, keep: int | None) -> None:
+    """keep None: nobody has said. Raises ConfigError: an unknown policy, or something to keep where nothing is cut."""
+    if policy not in POLICIES:
+        raise ConfigError(f"truncate={policy!r} is not one of {', '.join(POLICIES)}", "truncate", "truncate=left or truncate=middle")
+    if policy == "error" and keep is not None:
+        raise ConfigError(f"keep={keep} keeps nothing where nothing is cut", "keep", "truncate=left or truncate=middle beside it")
+
+
 def fit(ids: Sequence[int], room: int, policy: str = "error", keep: int = 0) -> tuple[list[int], Cut | None]:
     """At most `room` of the ids, and what was cut out; None: nothing.
 

@@ -27,7 +27,9 @@ class Echo:
     drafts = None
 
     def __init__(self):
-        self.engine = types.SimpleNamespace(context=80, config=types.SimpleNamespace(model=types.SimpleNamespace(position="rope")))
+        self.engine = types.SimpleNamespace(
+            context=80, config=types.SimpleNamespace(model=types.SimpleNamespace(position="rope", seq_len=80))
+        )
 
     def request_of(self, ask):
         self.asked = ask
@@ -121,6 +123,7 @@ def test_a_terminal_is_not_steered(echo, monkeypatch):
     [
         (["--temperature=-1"], "temperature=-1.0 is out of range (--temperature). Try: 0 (greedy) or more"),
         (["--temperature=nan"], "temperature=nan is out of range (--temperature). Try: 0 (greedy) or more"),
+        (["--stop=a", "--stop="], "an empty stop text ends nothing (--stop). Try: --stop=TEXT"),
         (["--logprobs=21"], "num_likeliest=21 is out of range (--logprobs). Try: 0 to 20, or none"),
         (["--logit_bias=3"], "'3' is no bias (--logit_bias). Try: --logit_bias=ID=NUMBER, as 42=-5"),
         (["--context=0"], "context=0 is out of range (--context). Try: 1 or more"),
@@ -133,6 +136,7 @@ def test_a_terminal_is_not_steered(echo, monkeypatch):
         (["--n=0"], "n=0 is out of range (--n). Try: 1 or more"),
         (["--int8=both"], "'both' cannot be kept in eight bits (--int8). Try: --int8=weights, --int8=cache or --int8=weights,cache"),
         (["--int8_text=a"], "there is nothing to measure without --int8 (--int8_text). Try: --int8=weights"),
+        (["--keep=3"], "keep=3 keeps nothing where nothing is cut (--keep). Try: --truncate=left or --truncate=middle beside it"),
         (["--out=a"], "--in and --out belong together, without --prompt (command line). Try: --in=FILE.jsonl --out=FILE.jsonl"),
         (
             ["--in=a", "--out=a"],
@@ -143,6 +147,12 @@ def test_a_terminal_is_not_steered(echo, monkeypatch):
 def test_what_cannot_be_is_refused_before_a_model_is_read(echo, capsys, options, said):
     assert main(["generate", "--model=x", "--prompt=a", *options]) == 2
     assert capsys.readouterr() == ("", f"mtnlg: error: {said}\n") and echo.path is None
+
+
+def test_texts_of_a_file_stand_without_their_prompts(echo, capsys):
+    assert main(["generate", "--model=x", "--in=a", "--out=b", "--echo=yes"]) == 2
+    said = "mtnlg: error: the texts of --in stand without their prompts (--echo). Try: --echo=no, or none\n"
+    assert capsys.readouterr() == ("", said) and echo.path is None
 
 
 @pytest.mark.parametrize(
@@ -165,6 +175,23 @@ def test_more_than_the_context(echo, capsys, position, context, words, cure):
     if words < context:
         assert main(["generate", "--workdir=runs/x", prompt, f"--max_new_tokens={context - words}"]) == 0
         assert main(["generate", "--workdir=runs/x", prompt, "--max_new_tokens=79", "--slide"]) == 0
+
+
+def test_of_a_text_that_slides_the_prompt_has_to_fit(echo, capsys):
+    assert main(["generate", "--workdir=runs/x", f"--prompt={'a ' * 80}", "--slide"]) == 2
+    what = "80 tokens of prompt leave no room in the context of 80 (--prompt)"
+    assert capsys.readouterr().err == f"mtnlg: error: {what}. Try: --context=81 or --truncate=left\n"
+
+
+def test_the_prompt_is_left_out_if_so_said(loaded, capsys):
+    assert main(["generate", "--model=x", "--prompt=the cat", "--echo=no", "--max_new_tokens=3"]) == 0
+    assert capsys.readouterr().out == loaded.complete("the cat", max_new_tokens=3) + "\n"
+    assert main(["generate", "--model=x", "--prompt=the cat", "--echo=no", "--n=2", "--max_new_tokens=3"]) == 0
+    texts = [loaded.complete("the cat", seed=seed, max_new_tokens=3) for seed in (0, 1)]
+    assert capsys.readouterr().out == f"--- seed 0\n{texts[0]}\n--- seed 1\n{texts[1]}\n"
+    assert main(["generate", "--model=x", "--prompt=the cat", "--echo=no", "--beams=1", "--max_new_tokens=3"]) == 0
+    ((text, logprob),) = loaded.beam_search("the cat", 1, max_new_tokens=3)
+    assert capsys.readouterr().out == f"--- log-probability {logprob:.3f}\n{text}\n"
 
 
 # A real model
@@ -232,13 +259,13 @@ def test_what_is_cut_is_told(loaded, capsys, policy, first):
 def test_that_a_text_slid_is_told(loaded, capsys):
     assert main(["generate", "--model=x", "--prompt=the", "--max_new_tokens=60", "--slide"]) == 0
     said = capsys.readouterr().err
-    assert said == "mtnlg: the text came to the end of the context of 48 tokens, and went on with its last half: 1 x\n"
+    assert said == "mtnlg: the text came to the end of the context of 48 tokens, and went on with its last half once\n"
     assert loaded.answer("the", max_new_tokens=60, slide=True).slides == 1
 
 
 def test_a_bias_beyond_the_vocabulary_is_refused_before_anything_is_written(loaded, capsys):
     assert main(["generate", "--model=x", "--prompt=the", "--max_new_tokens=9", "--logit_bias=999=1"]) == 2
-    assert capsys.readouterr() == ("", "mtnlg: error: the logit_bias has ids beyond the vocabulary of 300 (logit_bias)\n")
+    assert capsys.readouterr() == ("", "mtnlg: error: the logit_bias has ids beyond the vocabulary of 300 (--logit_bias)\n")
 
 
 def test_a_model_that_cannot_have_it_says_so(folder, capsys):

@@ -341,6 +341,7 @@ def test_weights_and_cache_in_eight_bits_are_near():
     assert apart.generate(requests()) == stacked.generate(requests())
 
 
+EXCEED = "exceed the context of 14 (prompt)"
 BEYOND = "the prompt has ids beyond the vocabulary of 11 (prompt)"
 
 
@@ -351,9 +352,9 @@ BEYOND = "the prompt has ids beyond the vocabulary of 11 (prompt)"
         (Request([3, 11]), BEYOND),
         (Request([-1, 3]), BEYOND),
         (Request([1], logit_bias={11: 1.0}), "the logit_bias has ids beyond the vocabulary of 11 (logit_bias)"),
-        (Request([1] * 4, 11), "4 tokens of prompt and 11 new ones exceed the context of 14 (prompt). Try: at most 10 new tokens"),
-        (Request([1] * 14, 1), "14 tokens of prompt and 1 new ones exceed the context of 14 (prompt). Try: a shorter prompt"),
-        (Request([1] * 14, 1, slide=True), "14 tokens of prompt and 1 new ones exceed the context of 14 (prompt). Try: a shorter prompt"),
+        (Request([1] * 4, 11), f"4 tokens of prompt and 11 new ones {EXCEED}. Try: max_new_tokens=10 or slide=True"),
+        (Request([1] * 14, 1), f"14 tokens of prompt and 1 new ones {EXCEED}. Try: truncate=left"),
+        (Request([1] * 14, 1, slide=True), "14 tokens of prompt leave no room in the context of 14 (prompt). Try: truncate=left"),
         (Request([1], 0), "max_new_tokens=0 is out of range (max_new_tokens). Try: 1 or more"),
         (Request([1], 2, temperature=-0.5), "temperature=-0.5 is out of range (temperature). Try: 0 (greedy) or more"),
         (Request([1], 2, temperature=float("nan")), "temperature=nan is out of range (temperature). Try: 0 (greedy) or more"),
