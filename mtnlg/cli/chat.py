@@ -13,15 +13,20 @@ from mtnlg.core.errors import ConfigError, DataError, MtnlgError
 
 RESET = "/reset"
 HELP = "/help"
+_BETWEEN = "---"  # answers, where questions come through a pipe
 _HELP = """/reset  starts afresh
 /help   says this
+//text  says /text to the model
 Ctrl-C  ends an answer; where a line is awaited it leaves, as Ctrl-D does
 A conversation that is longer than the context loses its oldest exchanges, which is said; what --system tells stays."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s --model=PATH [options] [--config.mesh.key=value ...]"
-    parser.epilog = "What comes through a pipe is read line by line too, without prompts. The model lies on one device, as with generate."
+    parser.epilog = (
+        f"What comes through a pipe is read line by line too, without prompts, and a line {_BETWEEN} parts the answers.\n"
+        "The model lies on one device, as with generate."
+    )
     parser.add_argument("--model", required=True, help=loading.MODEL)
     parser.add_argument("--system", help="what the model is told before the conversation (default: what its template says)")
     loading.add_arguments(parser)
@@ -38,7 +43,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     model = loading.load(options.model, mesh, options)
     chat = Chat(model.tokenizer, options.model)
     beginning = [Message("system", options.system)] if options.system is not None else []
-    messages = beginning
+    messages, between = beginning, ""
     with contextlib.suppress(KeyboardInterrupt):
         for line in _lines():
             if line == HELP:
@@ -46,19 +51,29 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
                 continue
             if line == RESET:
                 messages = beginning
+                loading.tell(["the conversation starts afresh"])
                 continue
             try:
-                asked, ids = _fit(model, chat, [*messages, Message("user", line)], settings["max_new_tokens"])
-                answer = _answer(model, ids, options.stop, settings)
+                asked, ids = _fit(model, chat, [*messages, Message("user", _said(line))], settings["max_new_tokens"])
+                print(between, end="")
+                with loading.as_options():
+                    answer = _answer(model, ids, options.stop, settings)
             except MtnlgError as error:
                 if not sys.stdin.isatty():
                     raise
                 print(f"mtnlg: error: {error}", file=sys.stderr)
             else:
-                messages = [*asked, Message("assistant", answer)]
+                messages, between = [*asked, Message("assistant", answer)], "" if sys.stdin.isatty() else f"{_BETWEEN}\n"
     if sys.stdin.isatty():
         print()
     return 0
+
+
+def _said(line: str) -> str:
+    """What a line says to the model. Raises ConfigError for a command that there is not."""
+    if line.startswith("/") and not line.startswith("//"):
+        raise ConfigError(f"there is no command {line.split()[0][:40]}", "chat", f"{HELP}, which lists them, or /{line[:40]} to say it")
+    return line.removeprefix("/")
 
 
 def _fit(model, chat, messages: list, max_new_tokens: int) -> tuple[list, list[int]]:
@@ -78,15 +93,22 @@ def _fit(model, chat, messages: list, max_new_tokens: int) -> tuple[list, list[i
 
 def _answer(model, ids: list[int], stop: list[str], settings: dict) -> str:
     """Writes the answer piece by piece and returns it whole, or as far as it was when somebody had read enough. Raises ConfigError."""
-    most = min(settings["max_new_tokens"], model.engine.context - len(ids))
-    pieces = []
-    with _ears() as enough, contextlib.closing(model.stream(ids, stop, **settings | {"max_new_tokens": most})) as answer:
-        for piece in answer:
-            pieces.append(piece)
-            print(terminal.shown(piece), end="", flush=True)
+    from mtnlg.lm import Ask
+
+    most, context = settings["max_new_tokens"], model.engine.context
+    request, _ = model.request_of(Ask(ids, sampling=settings | {"max_new_tokens": min(most, context - len(ids))}))
+    pieces, finish = [], None
+    with _ears() as enough, contextlib.closing(model.write(request, stop)) as answer:
+        for written in answer:
+            pieces.append(written.text)
+            finish = written.finish
+            print(terminal.shown(written.text), end="", flush=True)
             if enough.is_set():
                 break
     print(flush=True)
+    if finish == "length":
+        by = f"--max_new_tokens={most}" if request.max_new_tokens == most else f"the context of {context} tokens"
+        loading.tell([f"the answer is cut off by {by}"])
     return "".join(pieces)
 
 

@@ -11,7 +11,8 @@ import pytest
 from mtnlg import lm
 from mtnlg.cli.main import main
 from mtnlg.core.errors import ConfigError
-from mtnlg.infer.request import Request
+from mtnlg.infer.request import Request, Token
+from mtnlg.text_engine import Written
 from tests.data.test_chat import CHATML, with_template
 
 
@@ -22,9 +23,18 @@ class Parrot:
         self.tokenizer, self.asked = tokenizer, []
         self.engine, self.notes = types.SimpleNamespace(context=1000), ()
 
-    def stream(self, ids, stop, **sampling):
-        self.asked.append((self.tokenizer.decode(ids), sampling))
-        yield from ("answer ", str(len(self.asked)))
+    def request_of(self, ask):
+        return Request(ask.prompt, **ask.sampling), None
+
+    def write(self, request, stop):
+        self.asked.append((self.tokenizer.decode(request.prompt), request))
+        yield from written("answer ", str(len(self.asked)))
+
+
+def written(*pieces, finish="stop"):
+    """As `lm.write` tells it."""
+    finishes = [None] * (len(pieces) - 1) + [finish]
+    yield from (Written(1, piece, Token(1), ended, 0) for piece, ended in zip(pieces, finishes, strict=True))
 
 
 @pytest.fixture
@@ -41,24 +51,44 @@ def piped(monkeypatch, content):
 def test_every_line_is_answered_with_all_that_was_said(parrot, monkeypatch, capsys):
     piped(monkeypatch, "one\n\n  é two \nthree".encode())
     assert main(["chat", "--model=x", "--system=be brief", "--temperature=0", "--max_new_tokens=9"]) == 0
-    assert capsys.readouterr().out == "answer 1\nanswer 2\nanswer 3\n"
+    assert capsys.readouterr().out == "answer 1\n---\nanswer 2\n---\nanswer 3\n"
     first = "system\nbe brief\nuser\none\nassistant\n"
     assert [text for text, _ in parrot.asked[:2]] == [first, f"{first}answer 1\nuser\né two\nassistant\n"]
-    changed = {"max_new_tokens": 9, "temperature": 0.0}
-    assert parrot.asked[0][1] == {n: v for n, v in (Request([])._asdict() | changed).items() if n in parrot.asked[0][1]}
-    assert set(parrot.asked[0][1]) == set(Request._fields) - {"prompt", "num_likeliest", "slide"}
+    asked = parrot.asked[0][1]
+    assert asked == Request(asked.prompt, max_new_tokens=9, temperature=0.0)
 
 
-def test_reset(parrot, monkeypatch):
+def test_reset(parrot, monkeypatch, capsys):
     piped(monkeypatch, b"one\n/reset\ntwo\n")
     assert main(["chat", "--model=x"]) == 0
     assert [text for text, _ in parrot.asked] == ["user\none\nassistant\n", "user\ntwo\nassistant\n"]
+    assert capsys.readouterr() == ("answer 1\n---\nanswer 2\n", "mtnlg: the conversation starts afresh\n")
+
+
+def test_a_command_that_there_is_not_is_not_said_to_the_model(parrot, monkeypatch, capsys):
+    piped(monkeypatch, b"/foo bar\n")
+    assert main(["chat", "--model=x"]) == 2
+    said = "mtnlg: error: there is no command /foo (chat). Try: /help, which lists them, or //foo bar to say it\n"
+    assert capsys.readouterr() == ("", said) and not parrot.asked
+    piped(monkeypatch, b"//foo bar\n// x\n")
+    assert main(["chat", "--model=x"]) == 0
+    assert [text.split("\n")[-3] for text, _ in parrot.asked] == ["/foo bar", "/ x"]
+
+
+@pytest.mark.parametrize(
+    ("question", "by"), [(b"one", "--max_new_tokens=300"), (b"a" * 900, "the context of 1000 tokens")], ids=["setting", "context"]
+)
+def test_an_answer_that_is_cut_off_is_told(parrot, monkeypatch, capsys, question, by):
+    parrot.write = lambda request, stop: written("well", finish="length")
+    piped(monkeypatch, question + b"\n")
+    assert main(["chat", "--model=x", "--max_new_tokens=300"]) == 0
+    assert capsys.readouterr() == ("well\n", f"mtnlg: the answer is cut off by {by}\n")
 
 
 def test_the_defaults_of_a_conversation(parrot, monkeypatch):
     piped(monkeypatch, b"one\n")
     assert main(["chat", "--model=x"]) == 0
-    assert (parrot.asked[0][1]["temperature"], parrot.asked[0][1]["max_new_tokens"]) == (0.2, 512)
+    assert (parrot.asked[0][1].temperature, parrot.asked[0][1].max_new_tokens) == (0.2, 512)
 
 
 def test_help(parrot, monkeypatch, capsys):
@@ -71,7 +101,7 @@ def test_help(parrot, monkeypatch, capsys):
 def test_an_answer_has_the_room_that_is_left(parrot, monkeypatch, capsys):
     piped(monkeypatch, b"a" * 900 + b"\n")
     assert main(["chat", "--model=x"]) == 0
-    assert 50 < parrot.asked[0][1]["max_new_tokens"] < 100
+    assert 50 < parrot.asked[0][1].max_new_tokens < 100
     piped(monkeypatch, b"a" * 2000)
     assert main(["chat", "--model=x"]) == 2
     said = "mtnlg: error: the message is longer than the context of 1000 tokens (chat). Try: a shorter one, or a larger --context\n"
@@ -90,7 +120,7 @@ def test_a_long_conversation_loses_its_oldest_exchanges_but_not_the_system_messa
 
 
 def test_nothing_steers_the_terminal(parrot, monkeypatch, capsys):
-    parrot.stream = lambda ids, stop, **sampling: (piece for piece in ["a\tb\n\x1b[2J", "\x9b\r中"])
+    parrot.write = lambda request, stop: written("a\tb\n\x1b[2J", "\x9b\r中")
     piped(monkeypatch, b"a\n")
     assert main(["chat", "--model=x"]) == 0
     assert capsys.readouterr().out == "a\tb\n\ufffd[2J\ufffd\ufffd中\n"
@@ -123,14 +153,14 @@ def test_a_terminal(parrot, monkeypatch, capsys, end):
             raise end from None
 
     monkeypatch.setattr("builtins.input", read)
-    stream = parrot.stream
+    write = parrot.write
 
-    def failing(ids, stop, **sampling):
-        if "two" in parrot.tokenizer.decode(ids):
+    def failing(request, stop):
+        if "two" in parrot.tokenizer.decode(request.prompt):
             raise ConfigError("no", "here", "this")
-        return stream(ids, stop, **sampling)
+        return write(request, stop)
 
-    parrot.stream = failing
+    parrot.write = failing
     assert main(["chat", "--model=x"]) == 0
     said = capsys.readouterr()
     assert (said.out, said.err) == ("answer 1\nanswer 2\n\n", "mtnlg: error: no (here). Try: this\n")
@@ -144,18 +174,18 @@ def test_ctrl_c_ends_the_answer_and_not_the_conversation(parrot, monkeypatch, ca
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
     closed, before = [], signal.getsignal(signal.SIGINT)
 
-    def stream(ids, stop, **sampling):
-        parrot.asked.append((parrot.tokenizer.decode(ids), sampling))
+    def write(request, stop):
+        parrot.asked.append((parrot.tokenizer.decode(request.prompt), request))
         try:
-            yield "well, "
-            for _ in range(len(parrot.asked)):
-                os.kill(os.getpid(), signal.SIGINT)
-            yield "then"
-            yield " more"
+            for piece in written("well, ", "then", " more"):
+                if piece.text == "then":
+                    for _ in range(len(parrot.asked)):
+                        os.kill(os.getpid(), signal.SIGINT)
+                yield piece
         finally:
             closed.append(len(parrot.asked))
 
-    parrot.stream = stream
+    parrot.write = write
     assert main(["chat", "--model=x"]) == 0
     assert capsys.readouterr().out == "well, then\nwell, \n"
     assert parrot.asked[1][0] == "user\none\nassistant\nwell, then\nuser\ntwo\nassistant\n"
