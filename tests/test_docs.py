@@ -273,7 +273,7 @@ WRONG = {
     "a config file to compare with": ("```bash\nmtnlg config --config=configs/demo.py --diff=configs/dmo.py\n```\n", "no such file"),
     "a key over a continued line": ("```bash\nmtnlg train --config=runs/a/config.json \\\n  --config.tain.x=1\n```\n", "no key 'tain.x'"),
     "an option": ("```bash\nmtnlg generate --workdir=runs/demo --prompt=a --top=3\n```\n", "--top=3"),
-    "an option's value": ("```bash\nmtnlg generate --workdir=runs/demo --prompt=a --top_k=few\n```\n", "invalid int value"),
+    "an option's value": ("```bash\nmtnlg generate --workdir=runs/demo --prompt=a --top_k=few\n```\n", "no whole number"),
     "a key of a launched command": (
         "```bash\nmtnlg launch local --processes=2 -- train --config=configs/demo.py --config.train.num_step=1\n```\n",
         "no key 'train.num_step'",

@@ -2,17 +2,20 @@
 
 import argparse
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from mtnlg.cli import terminal
 from mtnlg.core import schema
-from mtnlg.core.errors import ConfigError
+from mtnlg.core.errors import ConfigError, MissingInput
 from mtnlg.infer import int8_parts
 from mtnlg.infer.stretch import SCALINGS
 
 MODEL = "a run, one of its checkpoints/STEP, or a model of another project: Hugging Face's, .gguf, Megatron-LM's"
+FETCHED = "runs/chat/smollm2"  # by `make chat`
 _OPTIONS = ("context", "rope_scaling", "int8", "int8_text", "num_drafted", "prompt", "truncate", "keep", "max_new_tokens", "logit_bias")
 
 
@@ -61,13 +64,29 @@ def as_options() -> Iterator[None]:
 
 
 def load(path: str, mesh: schema.Mesh, options: argparse.Namespace, num_rows: int = 1):
-    """The model, and on stderr what has to be known of it. Raises what `lm.from_pretrained` raises."""
+    """The model, and on stderr what has to be known of it. Raises what `begin` and `lm.from_pretrained` raise."""
+    begin(path, options)
     from mtnlg import lm
 
     with as_options():
         model = lm.from_pretrained(path, mesh, num_rows=num_rows, **settings(options))
     tell(model.notes)
+    ask_for_patience("compiling; the text begins after that")
     return model
+
+
+def begin(path: str, options: argparse.Namespace) -> None:
+    """Says what takes long now. Raises MissingInput for the model of the examples, if it is not there."""
+    if os.path.normpath(path) == FETCHED and not os.path.exists(path):
+        raise MissingInput("it is not fetched yet", path, "make chat")
+    measured = ", and measuring what eight bits cost, which takes a while" if options.int8 else ""
+    ask_for_patience(f"reading {terminal.shown(path)}{measured}")
+
+
+def ask_for_patience(what: str) -> None:
+    """On a terminal only: elsewhere nobody waits before a screen."""
+    if sys.stderr.isatty():
+        tell([what])
 
 
 def tell_drafts(model) -> None:

@@ -1,8 +1,10 @@
 """`mtnlg VERB ...`: finds the verb's file, runs it, and turns errors into one line and an exit code."""
 
 import argparse
+import difflib
 import importlib
 import os
+import re
 import sys
 import traceback
 
@@ -22,6 +24,8 @@ VERBS = {
     "ckpt": "list, verify, show, compare and export checkpoints",
     "demo": "train a small model on this Python's own library and show what it learnt",
 }
+# argparse's words for what is wrong with an option.
+_OF_OPTION = re.compile(r"argument (?P<option>--\w+): (?:invalid (?P<kind>int|float) value: (?P<value>.*)|(?P<other>.*))", re.DOTALL)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -80,14 +84,32 @@ def _run(arguments: list[str]) -> int:
     module = importlib.import_module(f"mtnlg.cli.{verb}")
     if hasattr(module, "main"):  # a verb with verbs of its own
         return module.main(rest) or 0
-    options, config_arguments = parser_of(module, verb).parse_known_args(rest)
-    return module.run(options, config_arguments) or 0
+    parser = parser_of(module, verb)
+    options, others = parser.parse_known_args(rest)
+    if verb != "launch":  # which takes a whole command
+        _refuse_misspelt(parser, others)
+    return module.run(options, others) or 0
+
+
+def _refuse_misspelt(parser: argparse.ArgumentParser, others: list[str]) -> None:
+    """Raises ConfigError for what is nearly an option; of the others the verbs know which are config keys."""
+    known = [option.strip("-") for action in parser._actions for option in action.option_strings]
+    for given in others:
+        name = given.partition("=")[0]
+        near = difflib.get_close_matches(name.strip("-"), known, 1, 0.6)
+        if name.startswith("-") and not name.startswith("--config") and near:
+            raise ConfigError(f"unknown argument {given[:80]!r}", "command line", f"--{near[0]}")
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, with errors as ours."""
 
     def error(self, message: str):
+        if found := _OF_OPTION.fullmatch(message):
+            option, kind, value, other = found.group("option", "kind", "value", "other")
+            if kind is not None:
+                raise ConfigError(f"{value} is no {'whole ' if kind == 'int' else ''}number", option, f"{option}=N")
+            raise ConfigError(other, option, f"{self.prog} --help")
         raise ConfigError(message, "command line", f"{self.prog} --help")
 
 

@@ -45,6 +45,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         from mtnlg.serve.run import serve
 
     def make_writer():
+        loading.begin(options.model, options)
         from mtnlg.serve.worker import make_writer
 
         with loading.as_options():

@@ -75,7 +75,19 @@ USAGE = {
     "an empty model": (["generate", "--prompt=a", "--workdir="], "name one model (command line). Try: --workdir=RUN or --model=PATH"),
     "a temperature that is no number": (
         ["generate", "--prompt=a", "--temperature=hot"],
-        "argument --temperature: invalid float value: 'hot' (command line). Try: python -m mtnlg generate --help",
+        "'hot' is no number (--temperature). Try: --temperature=N",
+    ),
+    "a whole number that is none": (
+        ["generate", "--prompt=a", "--top_k=abc"],
+        "'abc' is no whole number (--top_k). Try: --top_k=N",
+    ),
+    "a misspelt option": (
+        ["generate", "--promt=a", "--model=b", "--config.mesh.tensor", "2"],
+        "unknown argument '--promt=a' (command line). Try: --prompt",
+    ),
+    "a choice that there is not": (
+        ["generate", "--prompt=a", "--model=b", "--echo=maybe"],
+        "invalid choice: 'maybe' (choose from 'yes', 'no') (--echo). Try: python -m mtnlg generate --help",
     ),
     "a job of no process": (
         ["launch", "local", "--processes=0", "--", "train"],

@@ -94,6 +94,16 @@ def test_how_the_model_is_read(echo, capsys):
     assert capsys.readouterr().err == "mtnlg: it is small\nmtnlg: it is old\n"
 
 
+def test_on_a_terminal_what_takes_long_is_told_before(echo, monkeypatch):
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", screen)
+    echo.notes = ["it cost"]
+    assert main(["generate", "--model=x", "--prompt=a", "--int8=cache"]) == 0
+    said = ["reading x, and measuring what eight bits cost, which takes a while", "it cost", "compiling; the text begins after that"]
+    assert screen.getvalue() == "".join(f"mtnlg: {line}\n" for line in said)
+
+
 @pytest.mark.parametrize("option", [["--prompt=-"], []])
 def test_prompt_from_standard_input(echo, monkeypatch, capsys, option):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("def é".encode())))
@@ -276,6 +286,12 @@ def test_a_model_that_cannot_have_it_says_so(folder, capsys):
     assert said in capsys.readouterr().err
     with pytest.raises(ConfigError):
         lm.from_pretrained(folder, context=CONFIG.model.seq_len + 1)
+
+
+def test_the_model_of_the_examples_is_fetched_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", "--model=runs/chat/smollm2", "--prompt=a"]) == 66
+    assert capsys.readouterr().err == "mtnlg: error: it is not fetched yet (runs/chat/smollm2). Try: make chat\n"
 
 
 def test_in_order():
