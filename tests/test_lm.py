@@ -70,7 +70,7 @@ class Speaker(Engine):
     """An engine that says the same ids, whatever it is asked."""
 
     def __init__(self, engine, ids):
-        self.context, self.num_ids, self._ids = engine.context, engine.num_ids, ids
+        self.config, self.context, self.num_ids, self._ids = engine.config, engine.context, engine.num_ids, ids
         self._requests, self._untold = {}, []
 
     def submit(self, request):

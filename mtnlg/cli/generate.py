@@ -46,9 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", dest="output", metavar="FILE", help="where the texts of --in go, a JSON object a line")
     parser.add_argument("--rows", type=int, default=8, help="texts of --in written at once (default: 8)")
     group = parser.add_argument_group("more than the context holds")
-    meaning = "where a prompt is cut that is too long: behind what --keep says, or behind the first half of the room (default: error)"
-    group.add_argument("--truncate", choices=POLICIES, default="error", help=meaning)
-    meaning = "of --truncate: tokens of its beginning that stay, with middle at least (default: what texts begin with)"
+    meaning = "cut a prompt that is too long: left behind --keep, middle behind the first half of the room, or --keep if that is more"
+    group.add_argument("--truncate", choices=POLICIES, default="error", help=f"{meaning} (default: error)")
+    meaning = "of --truncate: tokens of its beginning that stay (default: what texts begin with)"
     group.add_argument("--keep", type=int, metavar="N", help=meaning)
     group.add_argument("--slide", action="store_true", help="write on where the context ends, with the last half of the text in sight")
     loading.add_arguments(parser)

@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("yes", "no"),
         help="compile every layer on its own: faster on a CPU, but minutes until the first text of a deep model (default: no for one text)",
     )
-    group.add_argument("--int8_text", metavar="FILE", help="measure that on this text (default: one that the exact model writes)")
+    group.add_argument(
+        "--int8_text", metavar="FILE", help="measure what --int8 costs on this text (default: one that the exact model writes)"
+    )
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
