@@ -22,13 +22,16 @@ _MOST_CALLS = 8  # scores and vectors that wait at a time
 _LONGEST_WARM_UP = 128  # tokens of the longest prompt that programs are compiled for before the first request
 
 
-def make_writer(path: str, mesh: schema.Mesh, num_rows: int, max_queue: int, **reading) -> "EngineWriter":
-    """The model at `path`, ready to answer: its cache allocated, its programs compiled. reading: other arguments of `lm.from_pretrained`.
+def make_writer(path: str, mesh: schema.Mesh, num_rows: int, max_queue: int, begin: Callable[[str], None], **reading) -> "EngineWriter":
+    """The model at `path`, ready to answer: its cache allocated, its programs compiled.
 
-    Raises what `lm.from_pretrained` raises, DataError (a broken chat template) and ConfigError (the cache does not fit the memory).
+    begin: told of each part before it; what it raises ends the loading. reading: other arguments of `lm.from_pretrained`. Raises what
+    `lm.from_pretrained` raises, DataError (a broken chat template) and ConfigError (the cache does not fit the memory).
     """
+    begin(f"loading {path}")
     model = lm.from_pretrained(path, mesh, num_rows=num_rows, **reading)
     chat = Chat(model.tokenizer, path) if model.tokenizer.companions.template is not None else None
+    begin("compiling its programs")
     try:
         model.engine.reserve(model.engine.context)
         _warm_up(model)

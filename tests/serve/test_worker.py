@@ -40,7 +40,7 @@ def alone(folder):
 @pytest.fixture(scope="module")
 def writer(folder):
     """One for all: to compile its programs takes longer than any test."""
-    made = make_writer(str(folder), schema.Mesh(), ROWS, 20)
+    made = make_writer(str(folder), schema.Mesh(), ROWS, 20, print)
     yield made
     made.close(1.0)
 
@@ -186,7 +186,7 @@ def test_a_step_comes_between_two_calls(writer):
 
 
 def test_closing_lets_what_runs_end_and_cancels_the_rest(folder):
-    writer = make_writer(str(folder), schema.Mesh(), 1, 20)
+    writer = make_writer(str(folder), schema.Mesh(), 1, 20, print)
     ids, short, endless = writer.prompt_ids("the cat"), Listener(), Listener()
     writer.submit(Job((Request(ids, 3, temperature=0.0),)), short)
     writer.submit(Job((Request(ids, 10**9, temperature=0.0, slide=True),)), endless)
@@ -215,6 +215,6 @@ def test_the_command_serves_the_model(folder, alone):
             assert json.loads(client.models.list().model_dump_json())["data"][0]["context"] == CONFIG.model.seq_len
             process.terminate()
             assert process.wait(20) == 0
-            assert process.stderr.read() == ""
+            assert process.stderr.read() == "mtnlg: ending\n"
         finally:
             process.kill()
