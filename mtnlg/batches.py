@@ -1,5 +1,6 @@
 """Many prompts out of a file of JSON lines, and their texts into another, which goes on where an earlier start was stopped."""
 
+import contextlib
 import hashlib
 import json
 import os
