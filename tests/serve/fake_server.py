@@ -39,7 +39,6 @@ def main() -> int:
 
     def make_writer(check) -> FakeWriter:
         time.sleep(options.load_secs)
-        check()
         kind = EndlessTemplate if options.endless_template else FakeWriter
         return kind(options.context, options.rows, limits.queue, options.step_secs, not options.no_chat)
 
