@@ -121,7 +121,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets=None) -> None:
         self._service.draining = True
         if self._first_secs is not None:
-            self._note(self._ending())
+            self._tell(self._ending())
         secs = self._service.limits.grace_secs * (1 - _LAST_SHARE)
         ending = asyncio.get_running_loop().call_later(secs, self._service.end_all)
         hurrying = asyncio.create_task(self._hurry())
@@ -129,6 +129,10 @@ class Server(uvicorn.Server):
         ending.cancel()
         hurrying.cancel()
         self._is_over = True
+
+    def _tell(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # Ctrl-C has ended `tee` too
+            self._note(line)
 
     def _ending(self) -> str:
         load = self._service.load()
@@ -144,7 +148,7 @@ class Server(uvicorn.Server):
         """Waits for a second signal, and ends everything."""
         while not self.hurry_signal:
             await asyncio.sleep(_LOOK_SECS)
-        self._note("stopped")
+        self._tell("stopped")
         self._service.end_all()
         if going := {*self.server_state.tasks}:
             _, blocked = await asyncio.wait(going, timeout=_LAST_WORDS_SECS)

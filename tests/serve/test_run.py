@@ -146,6 +146,20 @@ def test_an_idle_server_ends_at_once():
         assert child.wait(10) == 0 and time.monotonic() - begin < 1.5
 
 
+def test_nobody_reading_what_it_says_does_not_hurry_its_end():
+    """As when Ctrl-C has ended `tee` too."""
+    with process("--step_secs=0.02") as child:
+        url = child.stdout.readline().strip()
+        told = []
+        thread = stream(url, 60, told)
+        assert until(lambda: told)
+        child.stderr.close()
+        child.send_signal(signal.SIGINT)
+        thread.join()
+        assert child.wait(10) in (0, 120)  # Python's own, for what it could not write
+    assert told[-1] == "[DONE]"
+
+
 def test_the_server_lives_while_the_model_loads():
     port = free_port()
     with process(f"--port={port}", "--load_secs=1.5") as child:
