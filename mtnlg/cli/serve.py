@@ -1,4 +1,5 @@
-"""Serves a model over HTTP, as OpenAI's API, with a page at /. Ctrl-C or SIGTERM ends it when what it writes is written."""
+"""Serves a model over HTTP, as OpenAI's API, with a page at /. Ctrl-C or SIGTERM ends it when what it writes is written,
+a second one at once."""
 
 import argparse
 import os
@@ -44,12 +45,16 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     with extras.needed("serve"):
         from mtnlg.serve.run import serve
 
-    def make_writer():
+    def make_writer(check):
         loading.begin(options.model, options)
         from mtnlg.serve.worker import make_writer
 
+        def begin(part: str) -> None:
+            check()
+            loading.ask_for_patience(part)
+
         with loading.as_options():
-            writer = make_writer(options.model, mesh, options.rows, limits.queue, **reading)
+            writer = make_writer(options.model, mesh, options.rows, limits.queue, begin, **reading)
         loading.tell(writer.notes)
         return writer
 
@@ -57,7 +62,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         key = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if keys else ""
         print(f"mtnlg: the page is {address}/ and OpenAI's API {address}/v1; try: curl {address}/v1/models{key}", flush=True)
 
-    serve(make_writer, options.host, options.port, keys, limits, say)
+    serve(make_writer, options.host, options.port, keys, limits, say, lambda line: loading.tell([line]))
     return 0
 
 

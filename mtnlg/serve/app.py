@@ -172,7 +172,7 @@ async def _refused(request: Request, refused: Refusal) -> Response:
 async def _no_route(request: Request, error: HTTPException) -> Response:
     refused = Refusal(error.status_code, "there is nothing at this path", "not_found")
     if error.status_code == 405:
-        refused = Refusal(405, "this path is asked in another way", "method_not_allowed")
+        refused = Refusal(405, "use POST" if "POST" in error.headers["Allow"] else "use GET", "method_not_allowed")
     return Response(refused.body(), refused.status, error.headers, "application/json")
 
 

@@ -15,6 +15,7 @@ from mtnlg.serve.refusal import Refusal, bad
 from mtnlg.serve.writer import Job, Writer
 
 _SEEDS = 2**32
+_SHOWN_CHARS = 80  # of what a client has sent
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _read(body: bytes, known: dict, writer: Writer) -> dict:
 def check_model(name: str, writer: Writer) -> None:
     """Raises Refusal for another model than the one served."""
     if name != writer.name:
-        raise Refusal(404, f"the model is not here; {writer.name} is", "model_not_found", "model")
+        raise Refusal(404, f"there is no model `{name[:_SHOWN_CHARS]}`; this server has `{writer.name}`", "model_not_found", "model")
 
 
 def _completion_prompt(prompt: str | list[int], given: dict, writer: Writer) -> Prompt:
@@ -124,12 +125,16 @@ def _system_length(ids: Sequence[int], messages: Sequence[Message], writer: Writ
 def _fit(ids: Sequence[int], max_tokens: int, keep: int | None, given: dict, writer: Writer, param: str):
     """The ids that there is room for, and the Cut. A text that slides needs room for one new token only."""
     room = writer.context - min(max_tokens, 1 if given["slide"] else max_tokens)
+    most_tokens = writer.context - (len(ids) if given["truncate"] == "error" and len(ids) < writer.context else 1)
     if room < 1:
-        raise bad(f"`max_tokens` leaves no room in a context of {writer.context} tokens", "max_tokens", "context_length_exceeded")
+        message = f"`max_tokens` can be at most {most_tokens}: the model reads {writer.context} tokens, the prompt's among them"
+        raise bad(message, "max_tokens", "context_length_exceeded")
     try:
         return fit(ids, room, given["truncate"], keep or 0)
     except MtnlgError as error:
         message = f"{error.what}: the model reads {writer.context} tokens, the answer's among them"
+        if given["truncate"] == "error" and len(ids) < writer.context:
+            message += f"; `max_tokens` can be at most {most_tokens}"
         raise bad(message, "keep" if error.where == "keep" else param, "context_length_exceeded") from None
 
 
@@ -137,8 +142,10 @@ def _asked(given: dict, prompts: tuple[Prompt, ...], max_tokens: int, num_likeli
     choices = given["n"]
     if len(prompts) * choices > limits.queue:
         raise bad(f"{len(prompts) * choices} answers in one request are more than {limits.queue}", "n")
-    if sum(len(prompt.ids) + max_tokens for prompt in prompts) * choices > limits.request_tokens:
-        raise bad(f"prompts and answers have more than {limits.request_tokens} tokens together", "max_tokens")
+    most_tokens = (limits.request_tokens // choices - sum(len(prompt.ids) for prompt in prompts)) // len(prompts)
+    if max_tokens > most_tokens:
+        message = f"prompts and answers have more than {limits.request_tokens} tokens together"
+        raise bad(message + (f"; `max_tokens` can be at most {most_tokens}" if most_tokens > 0 else ""), "max_tokens")
     for name in ("logit_bias", "stop_token_ids"):
         if max(given[name], default=0) >= writer.vocab_size:
             raise bad(f"`{name}` has ids beyond the vocabulary of {writer.vocab_size}", name)

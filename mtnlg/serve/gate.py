@@ -89,8 +89,10 @@ class Gate:
             return None
         scheme, _, given = (_only(headers, b"authorization") or b"").partition(b" ")
         same = [hmac.compare_digest(given.strip(), key) for key in self._keys]
-        if scheme.lower() != b"bearer" or not any(same):
+        if scheme.lower() != b"bearer" or not given.strip():
             raise Refusal(401, "a key is needed: Authorization: Bearer KEY", "invalid_api_key")
+        if not any(same):
+            raise Refusal(401, "this key is not known", "invalid_api_key")
         return same.index(True)
 
     def _route(self, path: str) -> str:

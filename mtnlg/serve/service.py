@@ -46,10 +46,11 @@ class Service:
         return await loop.run_in_executor(self._readers, function, body, self.at_work(), self.limits)
 
     async def call(self, function: Callable, *arguments):
-        """A call that blocks until the model has answered. Raises Refusal, also when too many wait already."""
+        """function(*arguments, is_wanted), which blocks until the model has answered. Raises Refusal, also when too many wait already."""
         if len(self._calls) >= self.limits.queue:
             raise refusal.busy()
-        future = asyncio.get_running_loop().run_in_executor(self._callers, function, *arguments)
+        left = threading.Event()
+        future = asyncio.get_running_loop().run_in_executor(self._callers, function, *arguments, lambda: not left.is_set())
         self._calls.add(future)
         future.add_done_callback(self._called)
         try:
@@ -59,6 +60,7 @@ class Service:
         except MtnlgError as error:
             raise refusal.of(error) from error
         except asyncio.CancelledError:
+            left.set()
             if future.cancelled():
                 raise refusal.ending() from None
             raise

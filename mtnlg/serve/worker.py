@@ -22,13 +22,15 @@ _MOST_CALLS = 8  # scores and vectors that wait at a time
 _LONGEST_WARM_UP = 128  # tokens of the longest prompt that programs are compiled for before the first request
 
 
-def make_writer(path: str, mesh: schema.Mesh, num_rows: int, max_queue: int, **reading) -> "EngineWriter":
-    """The model at `path`, ready to answer: its cache allocated, its programs compiled. reading: other arguments of `lm.from_pretrained`.
+def make_writer(path: str, mesh: schema.Mesh, num_rows: int, max_queue: int, begin: Callable[[str], None], **reading) -> "EngineWriter":
+    """The model at `path`, ready to answer: its cache allocated, its programs compiled.
 
-    Raises what `lm.from_pretrained` raises, DataError (a broken chat template) and ConfigError (the cache does not fit the memory).
+    begin: told of what comes after the weights are read; what it raises ends the loading. reading: other arguments of `lm.from_pretrained`. Raises what
+    `lm.from_pretrained` raises, DataError (a broken chat template) and ConfigError (the cache does not fit the memory).
     """
     model = lm.from_pretrained(path, mesh, num_rows=num_rows, **reading)
     chat = Chat(model.tokenizer, path) if model.tokenizer.companions.template is not None else None
+    begin("compiling its programs")
     try:
         model.engine.reserve(model.engine.context)
         _warm_up(model)
@@ -58,6 +60,17 @@ def _name(path: str) -> str:
     return place.parent.name if place.name == "checkpoints" else place.name.removesuffix(".gguf")
 
 
+def _make(function: Callable, is_wanted: Callable[[], bool], future: Future) -> None:
+    """The call, and what came of it; cancelled if nobody waits for it any more."""
+    if not is_wanted():
+        future.cancel()
+        return
+    try:
+        future.set_result(function())
+    except Exception as error:
+        future.set_exception(error)
+
+
 class _Ticket:
     """A job under way; `numbers` of its choices, by the text engine's. Only the writer's thread touches them."""
 
@@ -81,7 +94,7 @@ class EngineWriter:
         self.wakes = threading.Condition()
         self._new: list[_Ticket] = []
         self._tickets: list[_Ticket] = []
-        self._calls: list[tuple[Callable, Future]] = []
+        self._calls: list[tuple[Callable, Callable[[], bool], Future]] = []
         self._closing, self._prompt_tokens, self._written_tokens = False, 0, 0
         self._thread = threading.Thread(target=self._work, name="writer")
         self._thread.start()
@@ -98,18 +111,20 @@ class EngineWriter:
         ticket = _Ticket(self, job, notify)
         with self.wakes:
             load = self._load()
-            if self._closing or load.queued + load.running + len(job.requests) > load.rows + self._max_queue:
+            self._check_open()
+            if load.queued + load.running + len(job.requests) > load.rows + self._max_queue:
                 raise Busy
             self._new.append(ticket)
             self.wakes.notify()
         return ticket
 
-    def score(self, ids: Sequence[int], num_likeliest: int) -> list[Piece]:
-        return [self._piece(token) for token in self._call(lambda: self._model.engine.score(ids, num_likeliest))]
+    def score(self, ids: Sequence[int], num_likeliest: int, is_wanted: Callable[[], bool]) -> list[Piece]:
+        return [self._piece(token) for token in self._call(lambda: self._model.engine.score(ids, num_likeliest), is_wanted)]
 
-    def embed(self, texts: Sequence[str]) -> tuple[np.ndarray, int]:
-        vectors = self._call(lambda: self._model.encode(texts))
-        return vectors, sum(len(ids) for ids in self._model.tokenizer.encode_batch(list(texts)))
+    def embed(self, texts: Sequence[str], is_wanted: Callable[[], bool]) -> tuple[np.ndarray, int]:
+        """A call for each text: what is written goes on between them."""
+        vectors = [self._call(lambda text=text: self._model.encode([text]), is_wanted) for text in texts]
+        return np.concatenate(vectors), sum(len(ids) for ids in self._model.tokenizer.encode_batch(list(texts)))
 
     def load(self) -> Load:
         with self.wakes:
@@ -134,15 +149,20 @@ class EngineWriter:
         reused = self._model.engine.reused_tokens
         return Load(choices - running, running, rows, self._prompt_tokens, reused, self._written_tokens, drafted, taken)
 
-    def _call(self, function: Callable):
-        """What the function returns, called in the writer's thread between two steps. Raises Busy, and what it raises."""
+    def _call(self, function: Callable, is_wanted: Callable[[], bool]):
+        """What the function returns, called in the writer's thread between two steps. Raises Busy, TemporaryFailure, and what it raises."""
         future: Future = Future()
         with self.wakes:
-            if self._closing or len(self._calls) >= _MOST_CALLS:
+            self._check_open()
+            if len(self._calls) >= _MOST_CALLS:
                 raise Busy
-            self._calls.append((function, future))
+            self._calls.append((function, is_wanted, future))
             self.wakes.notify()
         return future.result()
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise TemporaryFailure("the server is ending", "serve", "the same request again")
 
     # The writer's thread
 
@@ -173,11 +193,7 @@ class EngineWriter:
             for number in ticket.numbers:
                 self._model.texts.cancel(number)
         if call is not None:
-            function, future = call
-            try:
-                future.set_result(function())
-            except Exception as error:
-                future.set_exception(error)
+            _make(*call)
         for ticket in new:
             if not ticket.is_cancelled:
                 self._prompt_tokens += sum(len(request.prompt) for request in ticket.job.requests)

@@ -87,14 +87,17 @@ class Writer(Protocol):
     def submit(self, job: Job, notify: Callable[[Delta | Failed], None]) -> Ticket:
         """notify: called from the writer's thread, until each choice has finished or the job has failed; it must return at once.
 
-        Raises Busy, or ConfigError for a request that the model cannot honour.
+        Raises Busy, ConfigError for a request that the model cannot honour, or TemporaryFailure when the writer is closing.
         """
 
-    def score(self, ids: Sequence[int], num_likeliest: int) -> list[Piece]:
-        """Every token of a text with its log-probability, the first without. Blocks; raises Busy, ConfigError."""
+    def score(self, ids: Sequence[int], num_likeliest: int, is_wanted: Callable[[], bool]) -> list[Piece]:
+        """Every token of a text with its log-probability, the first without. Blocks; what is not wanted any more is not begun.
 
-    def embed(self, texts: Sequence[str]) -> tuple[np.ndarray, int]:
-        """([texts, D] float32, tokens read): the mean hidden states. Blocks; raises Busy, DataError."""
+        Raises Busy, ConfigError, TemporaryFailure.
+        """
+
+    def embed(self, texts: Sequence[str], is_wanted: Callable[[], bool]) -> tuple[np.ndarray, int]:
+        """([texts, D] float32, tokens read): the mean hidden states. As `score`; raises DataError too."""
 
     def load(self) -> Load: ...
 

@@ -88,10 +88,14 @@ def test_what_the_server_gets(served, monkeypatch, tmp_path, capsys):
         )
         == 0
     )
-    ((make_writer, host, port, keys, limits, say),) = served
+    ((make_writer, host, port, keys, limits, say, note),) = served
     assert (host, port, keys, limits) == ("::", 0, (KEY.encode(), KEY[::-1].encode()), Limits(**changed))
-    make_writer()
-    (((model, _, rows, queue), reading),) = made
+    checked = []
+    make_writer(lambda: checked.append(True))
+    (((model, _, rows, queue, begin), reading),) = made
+    begin("loading")
+    assert checked == [True]
+    note("ending")
     assert (model, rows, queue) == ("m", 3, limits.queue)
     assert reading == {
         "context": 99,
@@ -104,5 +108,5 @@ def test_what_the_server_gets(served, monkeypatch, tmp_path, capsys):
     }
     say("http://[::]:1")
     out, err = capsys.readouterr()
-    assert err == "mtnlg: a\n"
+    assert err == "mtnlg: a\nmtnlg: ending\n"
     assert "http://[::]:1/v1/models" in out and KEY not in out and out.count("\n") == 1

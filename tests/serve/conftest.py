@@ -21,9 +21,21 @@ def writer():
 
 
 @pytest.fixture(scope="module")
-def url(writer):
+def server(writer):
     with running(writer, [KEY]) as server:
-        yield f"{server.url}/"
+        yield server
+
+
+@pytest.fixture(scope="module")
+def url(server):
+    return f"{server.url}/"
+
+
+@pytest.fixture
+def service(server, writer):
+    """The server's, whose writer may be taken away for a while."""
+    yield server.service
+    server.service.writer = writer
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ comes to its end; --load_secs: how long it loads.
 """
 
 import argparse
+import functools
 import sys
 import time
 
@@ -36,14 +37,15 @@ def main() -> int:
     options = parser.parse_args()
     limits = Limits(**{name: getattr(options, name) for name, _, _ in meanings()})
 
-    def make_writer() -> FakeWriter:
+    def make_writer(check) -> FakeWriter:
         time.sleep(options.load_secs)
         kind = EndlessTemplate if options.endless_template else FakeWriter
         return kind(options.context, options.rows, limits.queue, options.step_secs, not options.no_chat)
 
+    say = functools.partial(print, flush=True)
     keys = (options.key.encode(),) if options.key else ()
     try:
-        serve(make_writer, options.host, options.port, keys, limits, lambda address: print(address, flush=True))
+        serve(make_writer, options.host, options.port, keys, limits, say, functools.partial(print, file=sys.stderr))
     except MtnlgError as error:
         print(f"mtnlg: error: {error}", file=sys.stderr)
         return error.exit_code

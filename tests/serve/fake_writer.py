@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mtnlg.core.errors import ConfigError, DataError, MtnlgError
+from mtnlg.core.errors import ConfigError, DataError, MtnlgError, TemporaryFailure
 from mtnlg.infer.request import check_settings
 from mtnlg.serve.writer import Busy, Delta, Failed, Job, Load, Piece
 
@@ -104,16 +104,18 @@ class FakeWriter:
         ticket = _Ticket(self, job, notify)
         with self.lock:
             free = max(0, self.max_rows - len(self.rows)) + self.max_queue - len(self.queue)
-            if self.is_closed or len(job.requests) > free:
+            if self.is_closed:
+                raise TemporaryFailure("the server is ending")
+            if len(job.requests) > free:
                 raise Busy
             self.queue.extend(_Row(ticket, choice) for choice in range(len(job.requests)))
             self.wakes.notify()
         return ticket
 
-    def score(self, ids: Sequence[int], num_likeliest: int) -> list[Piece]:
+    def score(self, ids: Sequence[int], num_likeliest: int, is_wanted) -> list[Piece]:
         return [_piece(byte, num_likeliest if place else None) for place, byte in enumerate(ids)]
 
-    def embed(self, texts: Sequence[str]) -> tuple[np.ndarray, int]:
+    def embed(self, texts: Sequence[str], is_wanted) -> tuple[np.ndarray, int]:
         rows = [np.bincount(np.frombuffer(text.encode(), np.uint8) % WIDTH, minlength=WIDTH) for text in texts]
         return np.stack(rows).astype(np.float32), sum(len(text.encode()) for text in texts)
 

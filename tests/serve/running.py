@@ -35,7 +35,7 @@ def running(writer: FakeWriter | None = None, keys=(), limits: Limits = Limits()
     service.writer = writer
     gate = Gate(app.make(service), service, tuple(key.encode() for key in keys), app.OPEN_PATHS, frozenset(["127.0.0.1", "localhost"]))
     started = threading.Event()
-    server = run.Server(run.config_of(gate, limits), service, started.set)
+    server = run.Server(run.config_of(gate, limits), service, started.set, print)
     listener = run.bind("127.0.0.1", 0)
     stop = functools.partial(setattr, server, "should_exit", True)
     thread = threading.Thread(target=server.run, args=([listener],))

@@ -44,7 +44,10 @@ def test_everything_but_the_page_and_the_probes_needs_the_key(guarded, authoriza
                 continue
             assert response.status_code == 401 and response.headers["www-authenticate"] == "Bearer", (method, path)
             if method != "HEAD":
-                assert shaped(response)["code"] == "invalid_api_key"
+                told = shaped(response)
+                is_unknown = authorization == "Bearer wrong"
+                wanted = "this key is not known" if is_unknown else "a key is needed: Authorization: Bearer KEY"
+                assert (told["code"], told["message"]) == ("invalid_api_key", wanted)
 
 
 def test_two_keys_in_one_request_are_none(guarded):
@@ -69,7 +72,9 @@ def test_with_the_key_nothing_is_hidden_behind_401(guarded):
         else:
             assert response.status_code == (200 if method in ("GET", "HEAD") else 405)
         if response.status_code >= 400 and method != "HEAD":
-            shaped(response)
+            told = shaped(response)
+            if response.status_code == 405:
+                assert told["message"] == ("use POST" if path in GUARDED[:3] else "use GET")
 
 
 def test_every_answer_has_its_own_number(guarded):
@@ -99,6 +104,10 @@ def test_without_a_key_only_this_machines_names_are_answered():
         for path in ("/", "/v1/models", "/health"):
             response = server.http.get(path, headers={"host": "rebound.example"})
             assert response.status_code == 403 and shaped(response)["code"] == "forbidden_host"
+            with raw.connection(server.port) as sock:  # which HTTP/1.0 may leave out
+                sock.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+                status, told = raw.refusal_of(raw.read_all(sock))
+                assert status == 403 and told["code"] == "forbidden_host"
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
@@ -167,7 +176,7 @@ class Broken(FakeWriter):
     def chat_ids(self, messages):
         raise RuntimeError("a secret in /home/somebody/model")
 
-    def score(self, ids, num_likeliest):
+    def score(self, ids, num_likeliest, is_wanted):
         raise RuntimeError("a secret in /home/somebody/model")
 
     def submit(self, job, notify):

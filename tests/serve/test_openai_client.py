@@ -1,6 +1,7 @@
 """The real `openai` client, streaming and not, on every endpoint."""
 
 import math
+import re
 
 import numpy as np
 import openai
@@ -144,7 +145,7 @@ def test_chat_answers_are_as_long_as_there_is_room(client):
 def test_embeddings(client, server, encoding):
     texts = ["Hello", "Wörld"]
     done = client.embeddings.create(model="fake", input=texts, **encoding)
-    expected, num_tokens = server.writer.embed(texts)
+    expected, num_tokens = server.writer.embed(texts, lambda: True)
     np.testing.assert_array_equal([item.embedding for item in done.data], expected)
     assert expected.shape == (2, WIDTH) and done.usage.total_tokens == num_tokens == 11
     assert client.embeddings.create(model="fake", input="Hello", **encoding).data[0].embedding == expected[0].tolist()
@@ -160,7 +161,7 @@ def test_models(client):
     (model,) = client.models.list().data
     assert model.id == "fake" and model.context == 512 and model.can_chat is True
     assert client.models.retrieve("fake") == model
-    with pytest.raises(openai.NotFoundError, match="is not here"):
+    with pytest.raises(openai.NotFoundError, match="there is no model `other/model`; this server has `fake`"):
         client.models.retrieve("other/model")
 
 
@@ -198,6 +199,23 @@ def test_a_cut_conversation_keeps_what_the_system_said(client):
     done = client.chat.completions.create(model="fake", messages=messages, extra_body={"truncate": "left"})
     assert done.cut["from"] == len("<system>Be brief\n<user>") and done.usage.completion_tokens == 128
     assert math.isclose(done.usage.prompt_tokens, 512 - 128)
+
+
+def test_the_largest_max_tokens_that_fits_is_told(client):
+    """And it fits: one more does not."""
+    messages = [{"role": "user", "content": "x" * 400}]
+    for asked in (700, 512, 200):
+        for create, given in ((client.completions.create, {"prompt": "x" * 400}), (client.chat.completions.create, {"messages": messages})):
+            with pytest.raises(openai.BadRequestError, match="`max_tokens` can be at most") as caught:
+                create(model="fake", max_tokens=asked, **given)
+            most = int(re.search(r"at most (\d+)", caught.value.message)[1])
+            assert create(model="fake", max_tokens=most, **given).usage.completion_tokens == most
+            with pytest.raises(openai.BadRequestError, match=f"at most {most}\\b"):
+                create(model="fake", max_tokens=most + 1, **given)
+    with pytest.raises(openai.BadRequestError, match="at most 511"):
+        client.completions.create(model="fake", prompt="x" * 600, max_tokens=512)
+    with pytest.raises(openai.BadRequestError, match=r"65536 tokens together; `max_tokens` can be at most 16379\b"):
+        client.completions.create(model="fake", prompt=["Hello"] * 2, n=2, max_tokens=16_380, extra_body={"slide": True})
 
 
 def test_sliding_is_told(client):

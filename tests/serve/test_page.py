@@ -105,6 +105,70 @@ def test_completion_shows_prompt_and_continuation_in_one_text(opened, writer):
     assert page.locator("#complete").is_hidden() and page.input_value("#prompt") == ""
 
 
+def test_enter_sends_in_chat_alone(opened, writer):
+    """Not with Shift, and not while an input method composes; Ctrl+Enter sends in both."""
+    page = opened()
+    assert page.text_content("#hint") == "Enter sends · Shift + Enter: new line"
+    page.fill("#prompt", "你")
+    for composing in ("isComposing: true", "keyCode: 229"):
+        page.evaluate(
+            "() => document.querySelector('#prompt').dispatchEvent("
+            f"new KeyboardEvent('keydown', {{ key: 'Enter', bubbles: true, cancelable: true, {composing} }}))"
+        )
+    page.press("#prompt", "Shift+Enter")
+    assert page.input_value("#prompt") == "你\n" and page.locator(".turn").count() == 0
+    page.keyboard.type("好")
+    page.press("#prompt", "Enter")
+    page.wait_for_selector(".tools")
+    assert writer.prompts == ["user:你\n好\n"] and page.input_value("#prompt") == ""
+    page.check("input[value=complete]", force=True)
+    assert page.text_content("#hint") == "Ctrl + Enter sends"
+    page.fill("#prompt", "Once")
+    page.press("#prompt", "Enter")
+    assert page.input_value("#prompt") == "Once\n" and page.locator("#complete .turn").count() == 0
+    page.press("#prompt", "Control+Enter")
+    page.wait_for_selector("#complete .tools")
+    assert writer.prompts[-1] == "Once\n"
+
+
+def test_each_mode_has_its_own_temperature(opened):
+    page = opened()
+    shown = lambda: (page.input_value("#set-temperature"), page.text_content(".row output[for=set-temperature]"))  # noqa: E731
+    assert shown() == ("0.2", "0.2")
+    page.check("input[value=complete]", force=True)
+    assert shown() == ("0.8", "0.8")
+    page.fill("#set-temperature", "1.5")
+    page.check("input[value=chat]", force=True)
+    assert shown() == ("0.2", "0.2")
+    page.check("input[value=complete]", force=True)
+    assert shown() == ("1.5", "1.5")
+
+
+@pytest.mark.parametrize("mode", ["chat", "complete"])
+def test_a_long_prompt_is_folded(opened, writer, mode):
+    """All of it is there and is sent; of a text that goes on its end is seen."""
+    page = opened()
+    if mode == "complete":
+        page.check("input[value=complete]", force=True)
+    ask(page, "Short")
+    assert page.locator(".fold:visible").count() == 0
+    long = "\n".join(f"Line {number}" for number in range(100))
+    ask(page, long)
+    question, fold = page.locator(f"#{mode} .question").last, page.locator(".fold:visible")
+    assert question.bounding_box()["height"] < 200 and fold.get_attribute("aria-expanded") == "false"
+    last = page.evaluate(
+        f"() => {{ const range = document.createRange(), p = [...document.querySelectorAll('#{mode} .question p')].at(-1);"
+        " range.selectNodeContents(p); return [p.parentElement.getBoundingClientRect().bottom, range.getBoundingClientRect().bottom]; }"
+    )
+    assert (abs(last[0] - last[1]) < 40) == (mode == "complete")
+    assert question.locator("p").text_content() == long and long in writer.prompts[-1]
+    fold.click()
+    height = question.locator("p").bounding_box()["height"]
+    assert height > 1000 and fold.get_attribute("aria-expanded") == "true" and fold.text_content() == "Show less"
+    fold.click()
+    assert question.bounding_box()["height"] < 200
+
+
 def test_settings_are_sent(opened):
     page = opened()
     sent = []
@@ -175,11 +239,13 @@ def test_stop_reaches_the_writer(opened, writer, how, caplog):
     assert caplog.records == []  # who leaves is no fault of the server
 
 
+TOO_LONG = {"error": {"message": "it has 9 tokens", "code": "context_length_exceeded", "param": "messages"}}
 TROUBLES = [
     (200, events(chunk("Half")), "The answer broke off: the server ended the stream."),
     (200, events(chunk("Half"), {"error": {"message": "the server is ending"}}), "The server says: the server is ending"),
     (429, json.dumps({"error": {"message": "busy"}}), "The server is busy. Try again in a moment."),
     (400, json.dumps({"error": {"message": "`top_k` is <odd>"}}), "The server says: `top_k` is <odd>"),
+    (400, json.dumps(TOO_LONG), "The server says: it has 9 tokens. The setting “Too long a prompt” can cut it."),
     (502, "<html>", "The server says: 502 Bad Gateway"),
     (None, None, "The server cannot be reached."),
 ]
@@ -208,6 +274,37 @@ def test_what_goes_wrong_is_one_line(opened, writer):
     assert page.locator(".answer .trouble").last.is_hidden()
     half = "user:One\nassistant:Half\n"
     assert writer.prompts[-1] == f"{half}{half}user:One\n"  # a question without an answer is not told again
+
+
+@pytest.mark.parametrize("kind", [{}, {"viewport": {"width": 360, "height": 700}}], ids=["desktop", "phone"])
+def test_too_long_a_prompt_leads_to_its_setting(opened, writer, kind):
+    writer.context = 100
+    page = opened(**kind)
+    ask(page, "x" * 200)
+    assert "The setting “Too long a prompt” can cut it." in page.text_content(".answer .trouble")
+    tool(page, "Choose what to cut").click()
+    assert page.evaluate("() => document.activeElement.id") == "set-truncate" and page.locator("#set-truncate").is_visible()
+    page.select_option("#set-truncate", "left")
+    tool(page, "Again").click()
+    page.wait_for_selector(".tools")
+    assert answer_text(page) == TEXT and "left out" in page.text_content(".answer .note")
+    assert tool(page, "Choose what to cut").count() == 0
+
+
+def test_waits_for_the_model_by_itself(opened, service, writer):
+    """And says so; the key is asked for when there is somebody to ask."""
+    service.writer = None
+    page = opened(with_key=False)
+    page.wait_for_selector("#trouble:visible")
+    assert page.text_content("#trouble").startswith("The model is loading.") and page.locator("#door").is_hidden()
+    page.fill("#prompt", "Hello")
+    page.press("#prompt", "Enter")
+    page.click("#language")
+    assert "加载" in page.text_content("#trouble") and page.input_value("#prompt") == "Hello"
+    service.writer = writer
+    page.wait_for_selector("#door[open]")
+    give_key(page)
+    assert page.locator("#trouble").is_hidden() and page.input_value("#prompt") == "Hello"
 
 
 def test_what_was_cut_is_told(opened):

@@ -62,7 +62,7 @@ def test_what_can_end_in_time_does_and_the_rest_is_told(number):
         for thread in threads:
             thread.join()
         assert child.wait(10) == 0 and 2.5 < time.monotonic() - begin < 4  # with the end of the process, on a busy machine
-        assert child.stderr.read() == ""
+        assert child.stderr.read() == "ending: 2 texts are being written, at most 3 s; Ctrl-C again ends at once\n"
     assert short[-1] == "[DONE]" and len(short) > 10
     assert json.loads(long[-1])["error"]["code"] == "unavailable" and "[DONE]" not in long and len(long) > 60
 
@@ -77,6 +77,11 @@ def test_a_request_that_has_not_arrived_is_not_waited_for():
             child.send_signal(signal.SIGTERM)
             assert raw.refusal_of(raw.read_all(sock))[0] == 503
         assert child.wait(10) == 0 and time.monotonic() - begin < 3
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
 
 
 def accepts(port: int) -> bool:
@@ -94,7 +99,43 @@ def test_a_template_that_never_ends_does_not_keep_the_server():
         begin = time.monotonic()
         child.send_signal(signal.SIGTERM)
         assert child.wait(10) == 0 and time.monotonic() - begin < 5
-        assert child.stderr.read() == ""
+        assert child.stderr.read() == "ending\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_at_once(number):
+    """Streams are told, and a client that is still being read is not waited for; what comes within a second of the first is the first."""
+    with process("--step_secs=0.02", "--context=5000", "--endless_template") as child:
+        url = child.stdout.readline().strip()
+        told = []
+        thread = stream(url, 4000, told)
+        with raw.connection(int(url.rpartition(":")[2])) as sock:
+            sock.sendall(raw.post({"model": "fake", "messages": [{"role": "user", "content": "Hello"}]}, path="/v1/chat/completions"))
+            assert until(lambda: len(told) > 3)
+            child.send_signal(number)
+            assert child.stderr.readline() == "ending: 1 text is being written, at most 30 s; Ctrl-C again ends at once\n"
+            child.send_signal(number)
+            time.sleep(1.2)
+            assert child.poll() is None and "error" not in told[-1]
+            begin = time.monotonic()
+            child.send_signal(number)
+            assert raw.refusal_of(raw.read_all(sock))[0] == 503
+        thread.join()
+        assert child.wait(10) == 128 + number and time.monotonic() - begin < 3
+        assert child.stderr.read() == "stopped\n"
+    assert json.loads(told[-1])["error"]["code"] == "unavailable"
+
+
+@pytest.mark.parametrize("load_secs", [1, 30])
+def test_a_server_that_loads_ends_soon_and_announces_nothing(load_secs):
+    """Whether or not what it loads can be awaited."""
+    port = free_port()
+    with process(f"--port={port}", f"--load_secs={load_secs}") as child:
+        assert until(lambda: accepts(port), 10)
+        begin = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        assert child.wait(10) == 0 and time.monotonic() - begin < 4
+        assert (child.stdout.read(), child.stderr.read()) == ("", "stopped\n")
 
 
 def test_an_idle_server_ends_at_once():
@@ -105,9 +146,22 @@ def test_an_idle_server_ends_at_once():
         assert child.wait(10) == 0 and time.monotonic() - begin < 1.5
 
 
+def test_nobody_reading_what_it_says_does_not_hurry_its_end():
+    """As when Ctrl-C has ended `tee` too."""
+    with process("--step_secs=0.02") as child:
+        url = child.stdout.readline().strip()
+        told = []
+        thread = stream(url, 60, told)
+        assert until(lambda: told)
+        child.stderr.close()
+        child.send_signal(signal.SIGINT)
+        thread.join()
+        assert child.wait(10) in (0, 120)  # Python's own, for what it could not write
+    assert told[-1] == "[DONE]"
+
+
 def test_the_server_lives_while_the_model_loads():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     with process(f"--port={port}", "--load_secs=1.5") as child:
         assert until(lambda: accepts(port))
         url = f"http://127.0.0.1:{port}"
@@ -115,28 +169,28 @@ def test_the_server_lives_while_the_model_loads():
         assert child.stdout.readline().strip() == url and httpx.get(f"{url}/ready").status_code == 200
 
 
-def never():
+def never(check):
     raise AssertionError("no model is loaded")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
 def test_other_machines_need_a_key(host):
     with pytest.raises(ConfigError, match="no key is asked for"):
-        serve(never, host, 0, (), Limits(), print)
+        serve(never, host, 0, (), Limits(), print, print)
 
 
 def test_an_address_that_is_taken_or_is_none():
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(TemporaryFailure, match="cannot listen at 127.0.0.1:"):
-        serve(never, "127.0.0.1", taken.getsockname()[1], (), Limits(), print)
+        serve(never, "127.0.0.1", taken.getsockname()[1], (), Limits(), print, print)
     with pytest.raises(ConfigError, match="is no address"):
-        serve(never, "no such host", 0, (b"a key",), Limits(), print)
+        serve(never, "no such host", 0, (b"a key",), Limits(), print, print)
 
 
 def test_what_loading_raises_ends_the_server():
-    def broken():
+    def broken(check):
         raise DataError("the weights are damaged", "model.safetensors")
 
     before = threading.active_count()
     with pytest.raises(DataError, match="damaged"):
-        serve(broken, "127.0.0.1", 0, (), Limits(), print)
+        serve(broken, "127.0.0.1", 0, (), Limits(), print, print)
     assert threading.active_count() == before

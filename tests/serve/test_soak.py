@@ -115,9 +115,16 @@ def test_5_sees_one_too_many_and_one_lost():
 
 
 def test_7_sees_a_stream_that_is_cut_and_a_process_that_stays():
-    good = {"ends": ["done", "error"], "code": 0, "secs": 29.0, "orphans": [], "log": ""}
+    good = {"ends": ["done", "error"], "code": 0, "secs": 29.0, "orphans": [], "log": "mtnlg: ending: 16 texts are being written\n"}
     assert ending.judge_ends(**good).passed
-    for wrong in ({"ends": ["done", "cut"]}, {"ends": ["error"]}, {"code": None}, {"secs": 31.0}, {"orphans": [7]}, {"log": "a fault"}):
+    for wrong in (
+        {"ends": ["done", "cut"]},
+        {"ends": ["error"]},
+        {"code": None},
+        {"secs": 31.0},
+        {"orphans": [7]},
+        {"log": good["log"] + "a fault"},
+    ):
         assert not ending.judge_ends(**(good | wrong)).passed
 
 

@@ -58,9 +58,9 @@ def test_a_deadline_for_whole_answers_and_streams():
 
 def test_a_score_that_takes_too_long():
     class Slow(FakeWriter):
-        def score(self, ids, num_likeliest):
+        def score(self, ids, num_likeliest, is_wanted):
             time.sleep(1.5)
-            return super().score(ids, num_likeliest)
+            return super().score(ids, num_likeliest, is_wanted)
 
     with running(Slow(), limits=Limits(deadline_secs=1, queue=1)) as server:
         response = server.http.post("/v1/completions", json={**ASKED, "echo": True, "logprobs": 0})
@@ -70,10 +70,28 @@ def test_a_score_that_takes_too_long():
         assert until(lambda: not server.service._calls)
 
 
+def test_what_nobody_waits_for_is_not_wanted_any_more():
+    class Asking(FakeWriter):
+        wanted, is_asked = [], threading.Event()
+
+        def embed(self, texts, is_wanted):
+            self.wanted.append(is_wanted())
+            self.is_asked.set()
+            assert until(lambda: not is_wanted())
+            self.wanted.append(is_wanted())
+            return super().embed(texts, is_wanted)
+
+    with running(Asking()) as server, raw.connection(server.port) as sock:
+        sock.sendall(raw.post({"model": "fake", "input": "x"}, path="/v1/embeddings"))
+        assert Asking.is_asked.wait(10)
+        sock.close()
+        assert until(lambda: not server.service._calls) and Asking.wanted == [True, False]
+
+
 class SlowToAnswer(FakeWriter):
-    def score(self, ids, num_likeliest):
+    def score(self, ids, num_likeliest, is_wanted):
         time.sleep(2)
-        return super().score(ids, num_likeliest)
+        return super().score(ids, num_likeliest, is_wanted)
 
     def prompt_ids(self, text):
         if text == "slowly":

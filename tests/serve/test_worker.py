@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import CancelledError
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from mtnlg import lm
 from mtnlg.core import schema
-from mtnlg.core.errors import ConfigError
+from mtnlg.core.errors import ConfigError, TemporaryFailure
 from mtnlg.infer.request import Request
 from mtnlg.serve.worker import make_writer
 from mtnlg.serve.writer import Busy, Failed, Job
@@ -40,9 +41,13 @@ def alone(folder):
 @pytest.fixture(scope="module")
 def writer(folder):
     """One for all: to compile its programs takes longer than any test."""
-    made = make_writer(str(folder), schema.Mesh(), ROWS, 20)
+    made = make_writer(str(folder), schema.Mesh(), ROWS, 20, print)
     yield made
     made.close(1.0)
+
+
+def always() -> bool:
+    return True
 
 
 class Listener:
@@ -116,13 +121,13 @@ def test_scores_and_vectors_are_the_models(writer, alone):
     prompt = writer.prompt_ids("the cat sat on")
     tokens = [event.token for event in alone.engine.run([Request(prompt, 20, temperature=1.0, num_likeliest=2)])]
     ids = prompt + [token.id for token in tokens]
-    pieces = writer.score(ids, 2)
+    pieces = writer.score(ids, 2, always)
     assert pieces[0].logprob is None and [piece.id for piece in pieces] == ids
     np.testing.assert_allclose([piece.logprob for piece in pieces[len(prompt) :]], [token.logprob for token in tokens], atol=1e-4)
     likeliest = [[logprob for _, logprob in told.likeliest] for told in (*pieces[len(prompt) :], *tokens)]
     np.testing.assert_allclose(likeliest[: len(tokens)], likeliest[len(tokens) :], atol=1e-4)
-    vectors, num_tokens = writer.embed(["the cat", "a dog"])
-    np.testing.assert_array_equal(vectors, alone.encode(["the cat", "a dog"]))
+    vectors, num_tokens = writer.embed(["the cat", "a dog"], always)
+    np.testing.assert_array_equal(vectors, np.concatenate([alone.encode(["the cat"]), alone.encode(["a dog"])]))
     assert num_tokens == sum(len(alone.tokenizer.encode(text)) for text in ("the cat", "a dog"))
 
 
@@ -172,7 +177,7 @@ def test_a_step_comes_between_two_calls(writer):
         begun.wait(20)
         written.append(writer.load().written_tokens)
 
-    threads = [threading.Thread(target=writer._call, args=(call,)) for _ in range(3)]
+    threads = [threading.Thread(target=writer._call, args=(call, always)) for _ in range(3)]
     threads[0].start()
     assert entered.wait(20)
     writer.submit(Job((Request(writer.prompt_ids("the cat"), 40, temperature=0.0),)), Listener())
@@ -185,16 +190,29 @@ def test_a_step_comes_between_two_calls(writer):
     assert written[0] == written[1] < written[2]
 
 
+def test_a_call_that_nobody_waits_for_is_not_begun(writer, monkeypatch):
+    """Nor are the texts behind the one under way, of those whose vectors were asked for."""
+    read, wanted = [], iter([True, False])
+    encode = writer._model.encode
+    monkeypatch.setattr(writer._model, "encode", lambda texts: read.append(texts) or encode(texts))
+    with pytest.raises(CancelledError):
+        writer.embed(["the cat", "a dog", "a hen"], lambda: next(wanted))
+    assert read == [["the cat"]]
+    assert writer.embed(["a dog"], always)[0].shape == (1, CONFIG.model.d_model)
+
+
 def test_closing_lets_what_runs_end_and_cancels_the_rest(folder):
-    writer = make_writer(str(folder), schema.Mesh(), 1, 20)
+    writer = make_writer(str(folder), schema.Mesh(), 1, 20, print)
     ids, short, endless = writer.prompt_ids("the cat"), Listener(), Listener()
     writer.submit(Job((Request(ids, 3, temperature=0.0),)), short)
     writer.submit(Job((Request(ids, 10**9, temperature=0.0, slide=True),)), endless)
     writer.close(1.0)
     assert short.done.is_set() and not endless.done.is_set()
     assert not writer._thread.is_alive()
-    with pytest.raises(Busy):
+    with pytest.raises(TemporaryFailure, match="ending"):
         writer.submit(Job((Request(ids, 1),)), Listener())
+    with pytest.raises(TemporaryFailure, match="ending"):
+        writer.score(ids, 0, always)
 
 
 def test_the_command_serves_the_model(folder, alone):
@@ -215,6 +233,6 @@ def test_the_command_serves_the_model(folder, alone):
             assert json.loads(client.models.list().model_dump_json())["data"][0]["context"] == CONFIG.model.seq_len
             process.terminate()
             assert process.wait(20) == 0
-            assert process.stderr.read() == ""
+            assert process.stderr.read() == "mtnlg: ending\n"
         finally:
             process.kill()

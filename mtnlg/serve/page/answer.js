@@ -6,6 +6,7 @@ import { language, make, say } from "./words.js";
 export class Answer {
   text = "";
   finish = null; // "stop", "length", or "stopped" by the person
+  failure = null;
   #joiner = new Joiner();
   #tokensOf = new WeakMap(); // span -> tokens
   #begun = performance.now();
@@ -13,7 +14,6 @@ export class Answer {
   #lastAt = null;
   #numTokens = 0;
   #told = {}; // cut, slides, seed and usage, as far as they were told
-  #failure = null;
   #body = make("div", { className: "text" });
   #notes = make("p", { className: "note", hidden: true });
   #status = make("p", { className: "status" });
@@ -43,7 +43,7 @@ export class Answer {
 
   // failure: why there is no more, if it did not end by itself.
   end(failure = null) {
-    this.#failure = failure;
+    this.failure = failure;
     this.#append(this.#joiner.add("", [], true));
     this.element.setAttribute("aria-busy", "false");
     this.describe();
@@ -60,7 +60,7 @@ export class Answer {
     if (cut) notes.push(say("cut", cut.from + 1, cut.to));
     if (slides) notes.push(say("slides", slides));
     show(this.#notes, notes.join(" "));
-    show(this.#trouble, this.#failure ? reason(this.#failure) : "");
+    show(this.#trouble, this.failure ? reason(this.failure) : "");
     const parts = [];
     const number = (value, digits) => value.toLocaleString(language(), { maximumFractionDigits: digits });
     const secs = (this.#lastAt - this.#firstAt) / 1000;
@@ -100,7 +100,9 @@ export class Answer {
 }
 
 // A failure as one line.
-export function reason({ status, message }) {
+export function reason({ status, code, message, isTooLong }) {
+  if (code === "loading") return say("loading");
+  if (isTooLong) return say("too_long", message);
   if (status === "unreachable" || status === "broken") return say(status);
   return [401, 429, 503, 504].includes(status) ? say(`failed_${status}`) : say("failed", message);
 }

@@ -13,10 +13,15 @@ export const key = {
 };
 
 // status: the server's answer, or "unreachable", "broken" (a stream without its end) or "failed" (an error inside a stream).
+// code, param: as the server tells them.
 export class Failure extends Error {
-  constructor(status, message = "") {
+  constructor(status, { message = "", code = null, param = null } = {}) {
     super(message);
-    this.status = status;
+    Object.assign(this, { status, code, param });
+  }
+
+  get isTooLong() {
+    return this.code === "context_length_exceeded" && this.param !== "max_tokens";
   }
 }
 
@@ -28,7 +33,7 @@ export async function request(path, body, signal) {
   );
   if (response.ok) return response;
   const told = await response.json().catch(() => null);
-  throw new Failure(response.status, told?.error?.message ?? `${response.status} ${response.statusText}`);
+  throw new Failure(response.status, told?.error ?? { message: `${response.status} ${response.statusText}` });
 }
 
 const failAs = (status) => (error) => {
@@ -63,7 +68,7 @@ async function* events(response) {
       if (data === "[DONE]") return;
       if (!data) continue;
       const chunk = JSON.parse(data);
-      if (chunk.error) throw new Failure("failed", chunk.error.message);
+      if (chunk.error) throw new Failure("failed", chunk.error);
       yield chunk;
     }
   }

@@ -3,6 +3,7 @@
 import { Failure, key, request, write } from "./api.js";
 import { Answer, reason } from "./answer.js";
 import { Card } from "./card.js";
+import { showQuestion } from "./question.js";
 import { Settings } from "./settings.js";
 import { make, sayAll, switchLanguage } from "./words.js";
 
@@ -19,6 +20,9 @@ let mode = "chat";
 let model = null;
 let running = null; // the AbortController of the answer being written
 let isFollowing = true; // whether the page goes down with the text
+let trouble = null;
+let retry = 0; // the timer after which the server is asked again
+let lastY = 0; // where it stood
 let frame = 0; // in which it will: a layout for each token would be too slow
 
 // --- a talk -----------------------------------------------------------------------------------------------------------------------
@@ -33,11 +37,10 @@ async function send() {
 }
 
 function addTurn(question) {
-  const heading = make("h3", { className: "unseen", say: "you" });
-  const asked = make("div", { className: "question" }, heading, make("p", { textContent: question }));
-  const turn = { question, answer: null, element: make("div", { className: "turn" }, asked) };
+  const turn = { question, answer: null, element: make("div", { className: "turn" }) };
   talks[mode].turns.push(turn);
   $(mode).append(turn.element);
+  showQuestion(turn.element, question);
   return turn;
 }
 
@@ -112,7 +115,7 @@ function refresh() {
   const hadFocus = [$("send"), $("stop")].includes(document.activeElement);
   $("send").hidden = Boolean(running);
   $("stop").hidden = !running;
-  $("hint").dataset.say = running ? "stop_key" : "send_key";
+  $("hint").dataset.say = running ? "stop_key" : `send_key_${mode}`;
   if (hadFocus) (running ? $("stop") : $("send")).focus();
   for (const input of document.querySelectorAll("[name=mode]")) {
     input.checked = input.value === mode;
@@ -121,6 +124,7 @@ function refresh() {
     input.setAttribute("aria-describedby", isOff ? "why" : "");
   }
   $("prompt").dataset.sayPlaceholder = $("prompt").dataset.sayLabel = `prompt_${mode}`;
+  $("prompt").enterKeyHint = mode === "chat" ? "send" : "enter"; // of a phone's keyboard
   settings.showFor(mode);
   document.querySelector(".tools")?.remove();
   if (turns.length && !running) turns.at(-1).element.append(tools(turns.at(-1)));
@@ -147,7 +151,9 @@ function tools(turn) {
     $("prompt").focus();
   });
   copy.disabled = !turn.answer.text || !navigator.clipboard; // which browsers have on https and on this machine only
-  return make("div", { className: "tools" }, copy, again, ...(mode === "chat" ? [edit] : []));
+  const cut = button("cut_it", () => settings.pointAt("truncate"));
+  const more = [...(mode === "chat" ? [edit] : []), ...(turn.answer.failure?.isTooLong ? [cut] : [])];
+  return make("div", { className: "tools" }, copy, again, ...more);
 }
 
 const button = (say, onclick) => make("button", { say, onclick, type: "button", className: "quiet" });
@@ -168,15 +174,24 @@ function askForKey(isWrong) {
   $("door").showModal();
 }
 
+// Why there is no model to ask.
+function showTrouble(failure) {
+  trouble = failure;
+  $("trouble").hidden = !failure;
+  $("trouble").className = failure?.code === "loading" ? "note" : "trouble";
+  $("trouble").textContent = failure ? reason(failure) : "";
+}
+
 async function meet() {
-  $("trouble").hidden = true;
+  clearTimeout(retry);
+  showTrouble(null);
   try {
+    await request("ready");
     model = (await (await request("v1/models")).json()).data[0];
   } catch (failure) {
     if (failure.status === 401) return askForKey(Boolean(key.get()));
-    $("trouble").textContent = reason(failure);
-    $("trouble").hidden = false;
-    setTimeout(meet, RETRY_MS);
+    showTrouble(failure);
+    retry = setTimeout(meet, RETRY_MS);
     return;
   }
   $("model").textContent = model.id;
@@ -205,6 +220,7 @@ $("fresh").addEventListener("click", () => {
 $("language").addEventListener("click", () => {
   switchLanguage();
   sayAll();
+  showTrouble(trouble);
   card.hide();
   for (const { turns } of Object.values(talks)) for (const turn of turns) turn.answer.describe();
 });
@@ -220,8 +236,12 @@ $("door").addEventListener("close", () => {
   meet();
 });
 document.addEventListener("keydown", (event) => {
-  if (event.isComposing) return; // keys of an input method, as Chinese is written with
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !$("door").open) $("composer").requestSubmit();
+  if (event.isComposing || event.keyCode === 229) return; // keys of an input method, as Chinese is written with; 229: Safari's last one
+  const isPlain = !(event.shiftKey || event.altKey) && event.target === $("prompt") && mode === "chat";
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey || isPlain) && !$("door").open) {
+    event.preventDefault();
+    $("composer").requestSubmit();
+  }
   if (event.key === "Escape") {
     card.hide();
     running?.abort();
@@ -238,7 +258,10 @@ for (const name of ["pointerover", "focusin", "click"]) $("talk").addEventListen
 for (const name of ["pointerleave", "focusout"]) $("talk").addEventListener(name, () => card.hide());
 document.addEventListener("scroll", () => {
   card.follow();
-  isFollowing = document.body.scrollHeight - innerHeight - scrollY < NEAR_PX;
+  // Its own way down is told late, when the text may have grown already: only a reader goes up.
+  if (document.body.scrollHeight - innerHeight - scrollY < NEAR_PX) isFollowing = true;
+  else if (scrollY < lastY) isFollowing = false;
+  lastY = scrollY;
 });
 
 $("settings").open = matchMedia("(min-width: 60rem)").matches;

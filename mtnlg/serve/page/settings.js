@@ -4,7 +4,7 @@ import { make } from "./words.js";
 
 const ROWS = [
   { name: "system", tag: "textarea", rows: 2, chatOnly: true },
-  { name: "temperature", type: "range", min: 0, max: 2, step: 0.05, value: 0.8 },
+  { name: "temperature", type: "range", min: 0, max: 2, step: 0.05 },
   { name: "max_tokens", type: "number", min: 1, value: 256, required: true },
   { name: "top_p", type: "range", min: 0.01, max: 1, step: 0.01, value: 0.95 },
   { name: "top_k", type: "number", min: 0, value: 0, required: true },
@@ -14,10 +14,13 @@ const ROWS = [
   { name: "stop_texts", tag: "textarea", rows: 2 },
   { name: "truncate", tag: "select", options: ["error", "left", "middle"] },
 ];
+const TEMPERATURES = { chat: 0.2, complete: 0.8 }; // at first
 const NUMBERS = ["temperature", "max_tokens", "top_p", "top_k", "min_p", "repetition_penalty"];
 
 export class Settings {
   #form;
+  #mode = null;
+  #temperatures = { ...TEMPERATURES }; // of each mode its own
 
   constructor(form) {
     this.#form = form;
@@ -26,6 +29,13 @@ export class Settings {
   }
 
   showFor(mode) {
+    const { temperature } = this.#form.elements;
+    if (mode !== this.#mode) {
+      if (this.#mode) this.#temperatures[this.#mode] = temperature.value;
+      temperature.value = this.#temperatures[mode];
+      temperature.dispatchEvent(new Event("input"));
+      this.#mode = mode;
+    }
     for (const { name, chatOnly } of ROWS) if (chatOnly) this.#form.elements[name].closest(".row").hidden = mode !== "chat";
   }
 
@@ -34,6 +44,12 @@ export class Settings {
     const { max_tokens } = this.#form.elements;
     max_tokens.max = context - 1;
     max_tokens.value = Math.min(max_tokens.value, Math.ceil(context / 2));
+  }
+
+  // Where the person decides it.
+  pointAt(name) {
+    this.#form.closest("details").open = true;
+    this.#form.elements[name].focus();
   }
 
   // Whether every value can be sent; otherwise the browser says which one cannot.
