@@ -25,8 +25,8 @@ _LONGEST_WARM_UP = 128  # tokens of the longest prompt that programs are compile
 def make_writer(path: str, mesh: schema.Mesh, num_rows: int, max_queue: int, begin: Callable[[str], None], **reading) -> "EngineWriter":
     """The model at `path`, ready to answer: its cache allocated, its programs compiled.
 
-    begin: told of what comes after the weights are read; what it raises ends the loading. reading: other arguments of `lm.from_pretrained`. Raises what
-    `lm.from_pretrained` raises, DataError (a broken chat template) and ConfigError (the cache does not fit the memory).
+    begin: told of what comes after the weights are read; what it raises ends the loading. reading: other arguments of
+    `lm.from_pretrained`. Raises what that raises, DataError (a broken chat template) and ConfigError (the cache does not fit the memory).
     """
     model = lm.from_pretrained(path, mesh, num_rows=num_rows, **reading)
     chat = Chat(model.tokenizer, path) if model.tokenizer.companions.template is not None else None
