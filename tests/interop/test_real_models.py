@@ -17,7 +17,7 @@ from mtnlg import weights as sources
 from mtnlg.cli import main
 from mtnlg.data import tokenizer as tokenizers
 from mtnlg.data.chat import Chat, Message
-from mtnlg.infer.engine import Request
+from mtnlg.infer.request import Request
 
 ROOT = pathlib.Path(__file__).parents[2]
 STORIES = ROOT.parent / "shared" / "data" / "models" / "stories15M"
