@@ -96,7 +96,9 @@ class Beams:
             raise ConfigError(f"a beam search over {width} rows", "width", "1 or more")
         if engine.num_groups > 1:
             what = f"the rows of a cache would lie in {engine.num_groups} groups of devices, and beams go from any row to any other"
-            raise ConfigError(what, "--config.mesh", "mesh.data=1 and mesh.replica=1; mesh.tensor parts the model")
+            raise ConfigError(
+                what, "--config.mesh", "--config.mesh.data=1 and --config.mesh.replica=1; --config.mesh.tensor parts the model"
+            )
         self.engine, self.width, self.vocab_size = engine, width, engine.num_ids
         self.programs = Programs(engine.config, engine.mesh, engine.laid, width, engine.num_ids, engine.programs.int8_cache)
         everywhere, in_place = self.programs.everywhere, self.programs.in_place
