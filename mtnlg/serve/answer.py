@@ -1,5 +1,6 @@
 """OpenAI's response objects, whole and in chunks, for completions and for chat."""
 
+import abc
 import base64
 import secrets
 import time
@@ -13,7 +14,7 @@ from mtnlg.serve.ask import Asked
 from mtnlg.serve.writer import Delta, Piece
 
 
-class Answer:
+class Answer(abc.ABC):
     """Of one request for text. Whole: `take` all deltas, then `whole`. In chunks: `first`, `chunk` for each delta, `last`."""
 
     prefix, kind, chunk_kind = "", "", ""
@@ -48,9 +49,9 @@ class Answer:
         ]
         return self._object(self.kind, choices, slides=max(self._slides)) | {"usage": self._usage()}
 
+    @abc.abstractmethod
     def first(self) -> list[dict]:
         """The chunks before anything is written."""
-        raise NotImplementedError
 
     def chunk(self, delta: Delta) -> dict:
         self._note(delta)
@@ -78,11 +79,13 @@ class Answer:
     def _with_cut(self, choice: int, told: dict) -> dict:
         return told | (_cut(self.asked.prompts[choice // self.asked.choices].cut) if len(self.asked.prompts) > 1 else {})
 
+    @abc.abstractmethod
     def _choice(self, choice: int, text: str, pieces: Sequence[Piece], finish: str) -> dict:
-        raise NotImplementedError
+        """Of an answer that is whole."""
 
+    @abc.abstractmethod
     def _choice_chunk(self, choice: int, text: str, pieces: Sequence[Piece], finish: str | None) -> dict:
-        raise NotImplementedError
+        """Of what came with one event."""
 
 
 class Completion(Answer):
