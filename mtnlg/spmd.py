@@ -19,9 +19,10 @@ from jax.sharding import PartitionSpec as P
 from mtnlg import pipeline
 from mtnlg.core import collectives, prng, schema
 from mtnlg.core.collectives import ContextShard, TensorShard
-from mtnlg.core.tree import cast, map_with_path
+from mtnlg.core.tree import by_path, cast, nested
 from mtnlg.model import cache as caches
-from mtnlg.model import count, int8, loss, objective, transformer
+from mtnlg.model import count, int8, objective, transformer
+from mtnlg.model.layers import num_input_dims
 from mtnlg.parallel import arrangement, specs, timetable, zero
 from mtnlg.parallel.mesh import BATCH
 
@@ -56,7 +57,7 @@ def context_shard(config: schema.Config) -> ContextShard:
 class Laid(NamedTuple):
     """How weights lie for generation, in the compute dtype, each whole but for its tensor shards.
 
-    apart: a tree a layer, not a stack; int8: the kernels of the blocks in eight bits.
+    apart: a tree a layer, not a stack, and kernels, with that of the head, transposed; int8: the kernels of the blocks in eight bits.
     """
 
     apart: bool = False
@@ -258,17 +259,21 @@ def compute_params(config: schema.Config, mesh: Mesh):
 def laid_specs(config: schema.Config, laid: Laid) -> dict:
     """PartitionSpecs of the parameters as `laid` says. No pipeline stages."""
     whole = Weights(config).compute
-    layer = jax.tree.map(lambda spec: P(*spec[1:]), whole["blocks"], is_leaf=is_spec)
-    if laid.int8:
-        narrow = lambda path, spec: _int8_specs(path, spec) if path.endswith("/kernel") else spec  # noqa: E731
-        layer = map_with_path(narrow, layer, is_leaf=is_spec)
-    stacked = jax.tree.map(lambda spec: P(None, *spec), layer, is_leaf=is_spec)
-    return {**whole, "blocks": (layer,) * config.model.num_layers if laid.apart else stacked}
+
+    def laid_spec(path: str, stacked: P):
+        (_, *spec), num_in = stacked, num_input_dims(path)
+        put = lambda spec: P(*spec[num_in:], *spec[:num_in]) if laid.apart else P(None, *spec)  # noqa: E731
+        return int8.Int8(put(spec), put([None] * num_in + spec[num_in:])) if laid.int8 and num_in else put(spec)
+
+    layer = nested({laid_path(laid, path): laid_spec(path, spec) for path, spec in by_path(whole["blocks"], is_leaf=is_spec).items()})
+    if laid.apart and "head" in whole:
+        whole["head"] = {"weight": P(*reversed(whole["head"]["kernel"]))}
+    return {**whole, "blocks": (layer,) * config.model.num_layers if laid.apart else layer}
 
 
-def _int8_specs(path: str, spec: P) -> int8.Int8:
-    shared = int8.input_dims(path)
-    return int8.Int8(spec, P(*(None if dim in shared else entry for dim, entry in enumerate(spec))))
+def laid_path(laid: Laid, path: str) -> str:
+    """Where a parameter of the blocks lies: transposed kernels have another name."""
+    return path.removesuffix("kernel") + "weight" if laid.apart and path.endswith("/kernel") else path
 
 
 def is_spec(leaf) -> bool:
@@ -283,7 +288,7 @@ def read(config: schema.Config, mesh: Mesh, laid: Laid, one_row: bool = False):
 
     Reads L more tokens of every row, or, with `one_row`, in each group of devices with other samples those of the one of its rows that
     `row` says: B is R, the number of groups, then. places: which of the L are told of. positions: as for `transformer.hidden_cached`.
-    params lie as `laid` says: they are cast, gathered and laid once for a whole generation, not for every token.
+    V: with padding. params lie as `laid` says: they are cast, gathered and laid once for a whole generation, not for every token.
     """
     model, shard, dtype = config.model, TensorShard(config.mesh.tensor), jnp.dtype(config.train.compute_dtype)
 
@@ -293,7 +298,7 @@ def read(config: schema.Config, mesh: Mesh, laid: Laid, one_row: bool = False):
         x_BLD, cache = transformer.hidden_cached(model, params, tokens_BL, positions_BL, row, cache, dtype, shard)
         x_BPD = jnp.take_along_axis(x_BLD, places_BP[..., None], axis=1)
         x_TD = x_BPD.reshape(-1, x_BPD.shape[-1])
-        logits_TV = loss.chunk_logits(x_TD, transformer.head_kernel(model, params), model.vocab_size, shard)
+        logits_TV = transformer.few_logits(model, params, x_TD)
         # Sampling looks at whole rows; that all devices draw all rows costs nothing that shows, and needs no other collective.
         logits_TV = collectives.all_gather(logits_TV, "tensor", 1, "logits, of the whole vocabulary")
         logits_BPV = logits_TV.reshape(*places_BP.shape, -1)

@@ -16,9 +16,21 @@ def map_with_path(function: Callable, tree, *rest, is_leaf: Callable | None = No
     return jax.tree_util.tree_map_with_path(lambda path, *leaf: function(path_name(path), *leaf), tree, *rest, is_leaf=is_leaf)
 
 
-def by_path(tree) -> dict:
+def by_path(tree, is_leaf: Callable | None = None) -> dict:
     """{'a/b/c': leaf}, in the tree's own order."""
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)}
+
+
+def nested(leaves: dict) -> dict:
+    """The tree of dicts of {'a/b/c': leaf}."""
+    tree: dict = {}
+    for path, leaf in leaves.items():
+        *outer, name = path.split("/")
+        at = tree
+        for key in outer:
+            at = at.setdefault(key, {})
+        at[name] = leaf
+    return tree
 
 
 def cast(tree, dtype):

@@ -3,12 +3,14 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from mtnlg import spmd
 from mtnlg.core import schema
-from mtnlg.core.tree import by_path, cast
-from mtnlg.model.int8 import input_dims, narrow
+from mtnlg.core.tree import by_path, cast, nested
+from mtnlg.model.int8 import narrow
+from mtnlg.model.layers import num_input_dims
 
 
 def lay(config: schema.Config, mesh: Mesh, laid: spmd.Laid, params: dict, consume: bool = False) -> dict:
@@ -23,24 +25,26 @@ def lay(config: schema.Config, mesh: Mesh, laid: spmd.Laid, params: dict, consum
     leaves, specs = by_path(whole.pop("blocks")), spmd.laid_specs(config, laid)["blocks"]
     layers: list[dict] = [{} for _ in range(config.model.num_layers)] if laid.apart else [{}]
     for path in list(leaves):
-        spec = _at(specs[0] if laid.apart else specs, path)
+        laid_path = spmd.laid_path(laid, path)
+        spec = functools.reduce(lambda tree, key: tree[key], laid_path.split("/"), specs[0] if laid.apart else specs)
         sharding = jax.tree.map(lambda spec: NamedSharding(mesh, spec), spec, is_leaf=spmd.is_spec)
         make = jax.jit(functools.partial(_laid, laid, path), out_shardings=sharding)
-        *outer, name = path.split("/")
         leaf_N = leaves.pop(path)
         for number, layer in enumerate(layers):
-            functools.reduce(lambda tree, key: tree.setdefault(key, {}), outer, layer)[name] = make(leaf_N, number)
-    return {**whole, "blocks": tuple(layers) if laid.apart else layers[0]}
-
-
-def _at(tree: dict, path: str):
-    return functools.reduce(lambda tree, key: tree[key], path.split("/"), tree)
+            layer[laid_path] = make(leaf_N, number)
+    if laid.apart and "head" in whole:
+        sharding = NamedSharding(mesh, spmd.laid_specs(config, laid)["head"]["weight"])
+        whole["head"] = {"weight": jax.jit(jnp.transpose, out_shardings=sharding)(whole["head"].pop("kernel"))}
+    blocks = tuple(map(nested, layers))
+    return {**whole, "blocks": blocks if laid.apart else blocks[0]}
 
 
 def _laid(laid: spmd.Laid, path: str, leaf_N, layer):
     """A parameter of all layers, or of the one."""
-    leaf, eight_bits = leaf_N[layer] if laid.apart else leaf_N, laid.int8 and path.endswith("/kernel")
-    if not eight_bits:
-        return leaf
-    one = functools.partial(narrow, dims=input_dims(path))
-    return one(leaf) if laid.apart else jax.vmap(one)(leaf)
+
+    def one(leaf):
+        num_in = num_input_dims(path)
+        laid_leaf = narrow(leaf, tuple(range(num_in))) if laid.int8 and num_in else leaf
+        return jax.tree.map(lambda a: jnp.transpose(a, (*range(num_in, a.ndim), *range(num_in))), laid_leaf) if laid.apart else laid_leaf
+
+    return one(leaf_N[layer]) if laid.apart else jax.vmap(one)(leaf_N)

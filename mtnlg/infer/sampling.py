@@ -120,10 +120,16 @@ def draw(logits_BV, keys_B):
     return (block_B * BLOCK + jax.vmap(jax.random.categorical)(keys[:, 1], of_block)).astype(jnp.int32)
 
 
+def likeliest(logits_BV):
+    """[B] int32: the first of the largest; the last id where a logit is NaN. `jnp.argmax` takes XLA:CPU four times as long."""
+    last, largest_B1 = logits_BV.shape[-1] - 1, jnp.max(logits_BV, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(logits_BV == largest_B1, jnp.arange(last + 1, dtype=jnp.int32), last), axis=-1)
+
+
 def sample(logits_BV, sampling: Sampling, history: History, positions_B):
     """The next token of each row [B] int32. A row's draw depends on its seed and position alone, not on its neighbours."""
     logits_BV = penalised(logits_BV, sampling, history)
-    greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    greedy_B = likeliest(logits_BV)
 
     def drawn():
         drawn_B = draw(_warmed(logits_BV, sampling), row_keys(sampling.seed, prng.SAMPLING, positions_B))
@@ -135,7 +141,7 @@ def sample(logits_BV, sampling: Sampling, history: History, positions_B):
 def probabilities(logits_BV, sampling: Sampling, history: History):
     """[B, V] float32: what `sample` draws from; of a greedy row, 1 for the token it takes."""
     logits_BV = penalised(logits_BV, sampling, history)
-    greedy_BV = jax.nn.one_hot(jnp.argmax(logits_BV, axis=-1), logits_BV.shape[-1], dtype=jnp.float32)
+    greedy_BV = jax.nn.one_hot(likeliest(logits_BV), logits_BV.shape[-1], dtype=jnp.float32)
 
     def warm():
         return jnp.where(sampling.temperature[:, None] > 0, jax.nn.softmax(_warmed(logits_BV, sampling), axis=-1), greedy_BV)

@@ -33,11 +33,6 @@ def is_int8(leaf) -> bool:
     return isinstance(leaf, Int8)
 
 
-def input_dims(path: str) -> tuple[int, ...]:
-    """The dims of a layer's kernel that are summed over, all but which have scales of their own."""
-    return (0, 1) if path.endswith("attention/output/kernel") else (0,)
-
-
 def wide_kernels(blocks: dict, dtype) -> dict:
     """The parameters of one block as arrays; those in eight bits in `dtype`."""
     return jax.tree.map(lambda leaf: wide(leaf, dtype), blocks, is_leaf=is_int8)

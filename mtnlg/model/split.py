@@ -17,7 +17,7 @@ from mtnlg.core.tree import by_path
 from mtnlg.model import transformer
 from mtnlg.model.attention_core import Places
 from mtnlg.model.block import Block
-from mtnlg.model.layers import Tap
+from mtnlg.model.layers import Tap, num_input_dims
 
 SAME_INPUT = {"attention/key_value/kernel": "attention/query/kernel", "mlp/gate/kernel": "mlp/up/kernel"}  # kept once for both
 
@@ -85,7 +85,7 @@ class SplitBlock:
         return {path: gradient(path, kernel) for path, kernel in kernels.items()}
 
     def _tap(self, path: str, kernel, x_BLD) -> Tap:
-        num_in = math.prod(kernel.shape[: 2 if path == "attention/output/kernel" else 1])
+        num_in = math.prod(kernel.shape[: num_input_dims(path)])
         rows, places = x_BLD.shape[0], x_BLD.shape[1] * (self.block.shard.size if self.block.shard.shards_sequence else 1)
         return Tap(*(jnp.zeros((rows, places, width), x_BLD.dtype) for width in (num_in, kernel.size // num_in)))
 

@@ -21,7 +21,7 @@ from mtnlg.model.attention_core import Places
 from mtnlg.model.block import Block
 from mtnlg.model.cache import Cache, LayerCache
 from mtnlg.model.int8 import wide_kernels
-from mtnlg.model.layers import Norm
+from mtnlg.model.layers import Norm, product_by_outputs
 
 PLACES = "positions and segments, of all places"
 
@@ -123,7 +123,7 @@ def own_groups(model: schema.Model, params: dict, shard: TensorShard) -> dict:
     def of(path, leaf):
         if "attention/key_value/" not in path:
             return leaf
-        dim = leaf.ndim - 3  # of [..., G, 2, K]
+        dim = 0 if "/weight" in path else leaf.ndim - 3  # of [G, 2, K, D], of [..., G, 2, K]
         return jax.lax.dynamic_slice_in_dim(leaf, own, local_heads(model, shard)[1], dim)
 
     return map_with_path(of, params)
@@ -238,7 +238,17 @@ def final_norm(model: schema.Model, params: dict, x_BLD):
 
 def head_kernel(model: schema.Model, params: dict):
     """[V, D]: the embedding itself when tied, else the head's kernel transposed."""
-    return params["embedding"]["tokens"] if model.tie_embeddings else params["head"]["kernel"].T
+    if model.tie_embeddings:
+        return params["embedding"]["tokens"]
+    return params["head"]["weight"] if "weight" in params["head"] else params["head"]["kernel"].T
+
+
+def few_logits(model: schema.Model, params: dict, x_TD):
+    """[T, V] of this device's rows of the head, those of padding too, in at least float32: for decoding. The loss has its own."""
+    dtype = jnp.promote_types(x_TD.dtype, jnp.float32)
+    if "kernel" in params.get("head", {}):
+        return jnp.matmul(x_TD, params["head"]["kernel"].astype(x_TD.dtype), preferred_element_type=dtype)
+    return product_by_outputs(x_TD, head_kernel(model, params).astype(x_TD.dtype), dtype)
 
 
 def mean_square(x):

@@ -27,7 +27,7 @@ from mtnlg.parallel import specs
 SEQ_LEN = 14
 SPECS = {
     "learned": MTNLG,
-    "rope, grouped heads, swiglu, rmsnorm": replace(LLAMA, num_kv_heads=2),
+    "rope, grouped heads, swiglu, rmsnorm": replace(LLAMA, num_kv_heads=2, d_ff=12),
     "alibi, sliding window": replace(MTNLG, position="alibi", sliding_window=3, tied=False),
 }
 draw = jax.jit(sample)
@@ -286,6 +286,19 @@ def test_meshes_write_the_same(mesh, monkeypatch):
     asked = [*requests(presence_penalty=1.0), *requests(temperature=1.5), Request([2, 7], 20, slide=True)]
     assert spread.generate(asked * 2) == engine.generate(asked * 2)
     assert spread.reused_tokens > 0
+
+
+@pytest.mark.parametrize("tensor", [2, 4])
+@pytest.mark.parametrize("int8", [False, True])
+def test_layers_apart_on_tensor_shards(tensor, int8):
+    """Transposed kernels are cut where the others are; with four shards of two key/value heads, each reads its own."""
+    name = "rope, grouped heads, swiglu, rmsnorm"
+    _, params, engine = make(name, laid=spmd.Laid(int8=int8))
+    config = replace(engine.config, mesh=schema.Mesh(tensor=tensor))
+    made = meshes.make(config.mesh)
+    placed = jax.tree.map(jax.device_put, params, specs.shardings(made, specs.storage_table(config), params))
+    spread = Engine(config, made, placed, num_rows=3, laid=spmd.Laid(apart=True, int8=int8))
+    assert spread.generate(requests()) == engine.generate(requests())
 
 
 def test_no_request_has_no_answer(engine):

@@ -13,7 +13,8 @@ from mtnlg.core.tree import map_with_path
 from mtnlg.infer import int8_cost
 from mtnlg.infer.engine import Engine
 from mtnlg.infer.int8_cost import Reading
-from mtnlg.model.int8 import input_dims, narrow, wide
+from mtnlg.model.int8 import narrow, wide
+from mtnlg.model.layers import num_input_dims
 from mtnlg.spmd import Laid
 from tests.test_lm import CONFIG, TEXT, plain, write_run
 
@@ -100,7 +101,7 @@ def divergence(params, texts) -> float:
     def rounded(path, leaf):
         if not path.startswith("blocks/") or not path.endswith("/kernel"):
             return leaf
-        return jax.vmap(lambda one: wide(narrow(one, input_dims(path)), one.dtype))(leaf)
+        return jax.vmap(lambda one: wide(narrow(one, tuple(range(num_input_dims(path)))), one.dtype))(leaf)
 
     found = []
     for ids in texts:

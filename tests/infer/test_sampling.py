@@ -149,6 +149,12 @@ def test_top_p_1_allows_everything_beside_a_row_with_less():
     assert which(logits_BV, jnp.zeros(2, jnp.int32), jnp.asarray([1.0, 0.5])).sum(-1).tolist() == [V, 1]
 
 
+def test_the_likeliest_is_the_first_of_equals():
+    """Where one is not a number, some id of the vocabulary."""
+    logits_BV = jnp.array([[0.0, 2.0, 2.0], [-jnp.inf] * 3, [3.0, 1.0, jnp.nan]])
+    assert sampling.likeliest(logits_BV).tolist() == [1, 0, 2]
+
+
 @pytest.mark.parametrize(
     "limits", [{"temperature": 0.0}, {"temperature": 1e-6}, {"temperature": 1e-30}, {"top_k": 1}, {"top_p": 1e-6}, {"top_p": 1e-60}]
 )
