@@ -1,6 +1,7 @@
 """Generation over token ids: continuous batching over the rows of a cache.
 
-A request takes a free row, its prompt is read in chunks counted from its beginning, and then every step writes one token in every row.
+A request takes a free row, and its prompt is read in chunks counted from its beginning. Work goes in rounds: as many chunks
+as there are prompts that wait and have rows, the oldest prompt first, and then one token in every row that writes.
 What a row holds of an earlier prompt is not read again. The chunks, the number of rows and attention's blocks are fixed, so that the
 bits of a request's logits, and with them its tokens, depend neither on what runs beside it nor on what was found read.
 """
@@ -103,6 +104,7 @@ class Engine:
         self._texts = [None] * self.num_rows
         self._lanes = [None] * self.num_groups
         self._sent, self._untold, self._cache, self._rows = [], [], None, None
+        self._round_chunks = 0  # still to be read before the next token
         self.forget()
 
     def check(self, request: Request) -> None:
@@ -163,17 +165,21 @@ class Engine:
             self._cache = self.programs.grown(self._cache, slots)
 
     def step(self) -> list[Event]:
-        """Reads a chunk of a waiting prompt in each group of devices, writes a token in every row that writes, and tells the tokens of
-        the step before: the devices are at work on this one meanwhile. One that fails, or is interrupted, drops everything as `reset`."""
+        """Reads a chunk of a waiting prompt in each group of devices, writes a token in every row that writes if that ends the round, and
+        tells the tokens of the step before: the devices are at work on this one meanwhile. One that fails, or is interrupted, drops
+        everything as `reset`."""
         try:
-            events = [*self._untold, *self._slide()]
+            events, num_sent = [*self._untold, *self._slide()], len(self._sent)
             self._untold = []
             self._take_rows()
             if any(self._lanes):
+                self._round_chunks = self._round_chunks or self._num_waiting()
                 self._read_chunk()
-            if writing := [text for text in self._texts if text is not None and text.writes]:
+            self._round_chunks = min(self._round_chunks - 1, self._num_waiting()) if self._round_chunks else 0
+            writing = [text for text in self._texts if text is not None and text.writes]
+            if writing and not self._round_chunks:
                 self._write(writing)
-            return events + self._tell(keep=1 if writing else 0)
+            return events + self._tell(keep=1 if len(self._sent) > num_sent else 0)
         except BaseException:
             self.reset()  # programs may have been given the cache and not have given it back
             raise
@@ -255,6 +261,11 @@ class Engine:
             free = [row for row in self._rows_of(group) if self._texts[row] is None]
             if lane is None and free and self._queue:
                 self._take_row(self._queue.popleft(), group, free)
+
+    def _num_waiting(self) -> int:
+        """Prompts that could be read now, for each group of devices: those that have a row, and those that one is free for."""
+        num_reading = sum(text is not None and text.reads for text in self._texts)
+        return -(-(num_reading + min(len(self._queue), self._texts.count(None))) // self.num_groups)
 
     def _rows_of(self, group: int) -> range:
         size = self.num_rows // self.num_groups
