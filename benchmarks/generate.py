@@ -24,12 +24,12 @@ PROGRAMS = ("mtnlg", "transformers")
 
 
 def make_gpt2(folder: pathlib.Path) -> None:
-    """GPT-2 124M as transformers initialises it."""
+    """GPT-2 124M as transformers initialises it. Id 0 ends a document, which a small tokenizer has too."""
     import torch
     import transformers
 
     torch.manual_seed(0)
-    transformers.GPT2LMHeadModel(transformers.GPT2Config()).save_pretrained(folder)
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(bos_token_id=0, eos_token_id=0)).save_pretrained(folder)
 
 
 def prompts_of(vocab_size: int, rows: int, length: int) -> np.ndarray:
