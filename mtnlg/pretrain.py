@@ -133,15 +133,18 @@ class Run:
                     "on_step": self.beside,
                     "should_stop": lambda: stop.agree(signals.received or self.checkpoints.failed),
                 }
-                state, position = loop.run(config, program, state, position, batches, **hooks)
+                state, position, num_skipped = loop.run(config, program, state, position, batches, **hooks, num_skipped=self.num_skipped)
             finished = position.step >= last
             if finished:
                 signals.promise(ENDS)
+            if finished and num_skipped:  # whether the weights are of use, no step has shown since they last moved
+                heldout = self.evaluate(state, position, None)
+                evaluate.require_useful(heldout.values(), num_skipped, position.step)
             self.checkpoints.wait()
             if processes.by_first(lambda: position.step not in self.checkpoints.steps()):
-                self.save(state, position)
+                self.save(state, position, num_skipped)
             if finished:
-                heldout = self.evaluate(state, position, None)
+                heldout = heldout or self.evaluate(state, position, None)
                 written = self.write_samples(state, position)
             self.checkpoints.wait()
             progress.note(self.epochs_line(position))
@@ -204,6 +207,7 @@ class Run:
         """The newest good checkpoint of this run, else the weights of init.from, else fresh ones; and `self.blend` as it goes on."""
         config, found = self.config, self.checkpoints.newest_good()
         meta = checkpoint.meta(found) if found else {"samples": 0}
+        self.num_skipped = meta.get("skipped", 0)
         self.blend = self.blend_from(meta, str(found))
         if found is None and config.init.from_ is not None:
             source = checkpoint.find(config.init.from_)
@@ -301,7 +305,11 @@ class Run:
     def report(self, report: loop.Report) -> None:
         step, values = report.position.step, report.metrics
         self.clock.step_done(report.position.tokens)
-        if step % self.config.log.every_steps and step != self.config.train.num_steps:
+        if skipped := {"skipped": True} if values["skipped"] else {}:
+            self.progress.note(
+                f"step {step} is skipped, the weights stay as they were: loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}"
+            )
+        elif step % self.config.log.every_steps and step != self.config.train.num_steps:
             return
         shown = {"loss": float(values["loss"]), "learning_rate": report.learning_rate, "grad_norm": float(values["grad_norm"])}
         rate = self.clock.median_rate(self.config.log.every_steps)
@@ -310,7 +318,7 @@ class Run:
         norms = {f"{kind}_norm/{name}": float(v) for kind in ("grad", "param") for name, v in values.get("norms", {}).get(kind, {}).items()}
         scales = values.get("norms", {}).get("activation", ())
         norms |= {f"activation_rms/block_{layer}": float(v) for layer, v in enumerate(scales)}
-        self.metrics.write(step=step, tokens=report.position.tokens, samples=report.position.samples, **shown, **norms)
+        self.metrics.write(step=step, tokens=report.position.tokens, samples=report.position.samples, **shown, **skipped, **norms)
         self.progress.update(step, **shown)
 
     def beside(self, state: State, report: loop.Report) -> None:
@@ -329,8 +337,7 @@ class Run:
                 self.evaluate(state, position, config.eval.max_tokens)
             if due(config.sample.every_steps):
                 self.write_samples(state, position)
-            if due(config.checkpoint.every_steps):
-                loop.require_finite(report)
+            if due(config.checkpoint.every_steps) and not report.metrics["skipped"]:
                 self.save(state, position)
 
     def evaluate(self, state: State, position: Position, max_tokens: int | None) -> dict[str, evaluate.Heldout]:
@@ -383,13 +390,9 @@ class Run:
         """Whether `NAME.jsonl` has a line of this step with this field: a finished run that is started again adds nothing."""
         return any(line["step"] == position.step and field in line for line in read_metrics(self.record_of(name)))
 
-    def save(self, state: State, position: Position) -> None:
+    def save(self, state: State, position: Position, num_skipped: int = 0) -> None:
         meta = position._asdict() | {"config": configs.to_nested(self.config), "tokenizer_sha256": self.tokenizer.sha256}
+        meta["skipped"] = num_skipped
         meta["blend"] = edits.to_json(self.blend.edits, [source.name for source in self.prepared.sources])
         stored = arrangement.canonical(self.config, self.mesh, state)
         self.checkpoints.save(position.step, stored.params, stored.optimizer, meta)
-
-
-def bits_per_byte(heldout: evaluate.Heldout, num_bytes: int, vocab_size: int, num_texts: int = 1) -> float:
-    """Bits per byte of the original text; the first token of each text, which has no context, is charged log(vocab_size)."""
-    return (heldout.nats + num_texts * math.log(vocab_size)) / math.log(2) / num_bytes

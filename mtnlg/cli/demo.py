@@ -29,12 +29,13 @@ def run(options: argparse.Namespace, config_arguments: list[str]) -> int:
     from mtnlg.corpus import build, reference
     from mtnlg.model import count
     from mtnlg.run import curves
+    from mtnlg.train import evaluate
 
     result = pretrain.pretrain(config, options.workdir, configs.split_arguments(arguments)[1])
     if not result.finished:
         return 0
     (name, heldout), num_bytes = next(iter(result.heldout.items())), result.heldout_bytes
-    bits = pretrain.bits_per_byte(heldout, num_bytes, config.model.vocab_size)
+    bits = evaluate.bits_per_byte(heldout, num_bytes, config.model.vocab_size)
     trigram = reference.trigram_bits_per_byte(build.train_text(config, name), build.heldout_text(config, name))
     xz = reference.xz_bits_per_byte(build.heldout_text(config, name))
     nats_per_bit_per_token = math.log(2) * num_bytes / heldout.num_tokens

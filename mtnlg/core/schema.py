@@ -125,6 +125,14 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
+class Guard:
+    max_grad_norm: float | None = key(
+        None, "steps with a larger gradient norm before clipping are skipped; none: those with no finite one"
+    )
+    max_skipped: int = key(10, "so many steps skipped one after the other end the run")
+
+
+@dataclass(frozen=True)
 class Eval:
     every_steps: int = key(0, "held-out loss every so many steps; 0: only at the end")
     max_tokens: int | None = key(None, "held-out tokens scored for each source on the way; none: all; the end always scores all")
@@ -206,6 +214,7 @@ class Config:
     data: Data = section(Data, "what it reads")
     train: Train = section(Train, "how a step is computed")
     optimizer: Optimizer = section(Optimizer, "how weights move")
+    guard: Guard = section(Guard, "steps that leave the weights as they were")
     eval: Eval = section(Eval, "held-out loss")
     sample: Sample = section(Sample, "samples on the way")
     checkpoint: Checkpoint = section(Checkpoint, "what is kept")

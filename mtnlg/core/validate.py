@@ -17,7 +17,8 @@ _RANGES = (
         "model.vocab_multiple model.seq_len model.sliding_window model.rope_original_seq_len data.tokenizer_train_bytes "
         "data.max_document_bytes train.batch_size train.microbatch_size train.loss_chunk_tokens train.ramp_start_size "
         "train.ramp_increment eval.max_tokens sample.max_new_tokens checkpoint.every_steps checkpoint.keep_last log.every_steps "
-        "mesh.replica mesh.pipe mesh.data mesh.context mesh.tensor pipeline.chunks pipeline.in_flight",
+        "mesh.replica mesh.pipe mesh.data mesh.context mesh.tensor pipeline.chunks pipeline.in_flight "
+        "guard.max_skipped",
     ),
     (
         "must not be negative",
@@ -29,7 +30,7 @@ _RANGES = (
         "must be above 0 and finite",
         lambda v: 0 < v < inf,
         "model.init_std model.norm_eps model.rope_theta model.rope_scaling_factor model.rope_low_freq_factor model.rope_high_freq_factor "
-        "optimizer.learning_rate optimizer.eps optimizer.clip_norm",
+        "optimizer.learning_rate optimizer.eps optimizer.clip_norm guard.max_grad_norm",
     ),
     ("must be 0 or above, and finite", lambda v: 0 <= v < inf, "optimizer.weight_decay sample.temperature"),
     ("is not in [0, 1]", lambda v: 0 <= v <= 1, "optimizer.min_lr_ratio optimizer.wsd_decay_fraction"),

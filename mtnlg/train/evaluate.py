@@ -1,5 +1,6 @@
 """Held-out loss: every token scored once, on the mesh."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from jax.sharding import Mesh
 
 from mtnlg import spmd
 from mtnlg.core import schema
+from mtnlg.core.errors import NumericalError
 from mtnlg.parallel import mesh as meshes
 
 
@@ -44,3 +46,15 @@ def heldout(score_program: Callable, mesh: Mesh, params, batches: Iterable[dict]
         nats, pending = nats + float(pending), total
         num_tokens += int(np.sum(batch["weights"] > 0))
     return Heldout(nats + float(pending), num_tokens)
+
+
+def require_useful(found: Iterable[Heldout], num_skipped: int, step: int) -> None:
+    """Raises NumericalError for weights from which no loss comes, after so many skipped steps."""
+    if not all(math.isfinite(one.nats) for one in found):
+        what = f"steps were skipped, the last {num_skipped} one after the other, and the held-out loss is no number either"
+        raise NumericalError(what, f"step {step}", "a lower --config.optimizer.learning_rate; what is saved is untouched")
+
+
+def bits_per_byte(heldout: Heldout, num_bytes: int, vocab_size: int, num_texts: int = 1) -> float:
+    """Bits per byte of the original text; the first token of each text, which has no context, is charged log(vocab_size)."""
+    return (heldout.nats + num_texts * math.log(vocab_size)) / math.log(2) / num_bytes

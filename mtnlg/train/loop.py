@@ -1,6 +1,5 @@
 """The training loop: steps over an iterator of batches. It knows no files; what happens beside the steps is the caller's."""
 
-import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -40,14 +39,26 @@ def run(
     on_report: Callable[[Report], None],
     on_step: Callable[[State, Report], None],
     should_stop: Callable[[], bool],
-) -> tuple[State, Position]:
-    """Trains from `position` to train.num_steps, or until should_stop().
+    num_skipped: int = 0,
+) -> tuple[State, Position, int]:
+    """Trains from `position` to train.num_steps, or until should_stop(); and how many steps, one after the other, were skipped last.
 
     on_step sees the state after each step, its metrics still on the device (evaluate, sample, save); on_report gets each step's
-    metrics one step late, so that the device never waits for the host. Raises NumericalError when a loss is not finite.
+    metrics one step late, so that the device never waits for the host. num_skipped: steps skipped just before `position`. Raises
+    NumericalError when they become guard.max_skipped.
     """
     total_tokens = schedule.final_position(config).tokens
-    pending = None
+    pending: tuple[Report, bool] | None = None
+
+    def deliver() -> None:
+        nonlocal num_skipped
+        report, with_norms = pending
+        metrics = jax.device_get({name: value for name, value in report.metrics.items() if with_norms or name != "norms"})
+        on_report(report._replace(metrics=metrics))
+        num_skipped = num_skipped + 1 if metrics["skipped"] else 0
+        if num_skipped >= config.guard.max_skipped:
+            raise hopeless(num_skipped, report._replace(metrics=metrics))
+
     while position.step < config.train.num_steps and not should_stop():
         batch = next(batches)
         after = position.after(batch.num_samples, config.model.seq_len)
@@ -57,26 +68,18 @@ def run(
         state, metrics = step_program(state, batch.fields, batch.num_microbatches, position.step, rate, with_norms, batch.timetable)
         position = after
         if pending is not None:
-            _deliver(pending, on_report)
+            deliver()
         report = Report(position, rate, metrics)
         pending = (report, with_norms)
         on_step(state, report)
     if pending is not None:
-        _deliver(pending, on_report)
-    return state, position
+        deliver()
+    return state, position, num_skipped
 
 
-def _deliver(pending: tuple[Report, bool], on_report: Callable[[Report], None]) -> None:
-    report, with_norms = pending
-    require_finite(report)
-    metrics = jax.device_get({name: value for name, value in report.metrics.items() if with_norms or name != "norms"})
-    on_report(report._replace(metrics=metrics))
-
-
-def require_finite(report: Report) -> None:
-    """Waits for a step and raises NumericalError unless its loss and gradient are finite: only then is its state worth keeping."""
-    for name in ("loss", "grad_norm"):
-        value = float(report.metrics[name])
-        if not math.isfinite(value):
-            cure = "a lower --config.optimizer.learning_rate; the last checkpoint is untouched"
-            raise NumericalError(f"{name} is {value}", f"step {report.position.step}", cure)
+def hopeless(num_skipped: int, report: Report) -> NumericalError:
+    """For a run whose last steps have all been skipped."""
+    values = ", ".join(f"{name} is {float(report.metrics[name]):.4g}" for name in ("loss", "grad_norm"))
+    what = f"{num_skipped} steps, one after the other, left the weights as they were: {values}"
+    cure = "a lower --config.optimizer.learning_rate; what is saved is untouched"
+    return NumericalError(what, f"step {report.position.step}", cure)

@@ -1,5 +1,7 @@
 """One optimizer step as one compiled program."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -21,17 +23,23 @@ def make(config: schema.Config, mesh: Mesh):
 
     state is donated. batch: fields [M, B, L] with M enough for the largest batch; num_microbatches of them are used. All scalars are
     traced, so that ramp, schedule and logging share one program; the timetable of a pipeline (`timetable.on_mesh`, else None) is too.
-    metrics: scalars `loss` (nats per token), `grad_norm` (before clipping), `target_tokens`, and `norms` ({'grad', 'param': by group,
-    'activation': [N]}; zeros unless with_norms).
+    metrics: scalars `loss` (nats per token), `grad_norm` (before clipping), `target_tokens`, `skipped` (bool), and `norms` ({'grad',
+    'param': by group, 'activation': [N]}; zeros unless with_norms).
+
+    A step is skipped, its state going out as it came in, where the loss or the gradient's norm is no finite number, or that norm exceeds
+    guard.max_grad_norm.
     """
     optimizer = optimizers.adamw(config.optimizer)
     loss_and_grad = spmd.loss_and_grad(config, mesh)
+    limit = math.inf if config.guard.max_grad_norm is None else config.guard.max_grad_norm
 
     def step(state: State, batch, num_microbatches, step_number, learning_rate, with_norms, table=None):
         sums = loss_and_grad(state.params, batch, num_microbatches, step_number, table)
         grads = jax.tree.map(lambda g: g / sums["weight"].astype(g.dtype), sums["grads"])
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        params = optimizers.apply(state.params, updates, learning_rate)
+        made = State(optimizers.apply(state.params, updates, learning_rate), optimizer_state)
+        loss, grad_norm = sums["loss"] / sums["weight"], optax.tree.norm(grads)
+        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (grad_norm <= limit)
 
         def norms():
             return {
@@ -42,12 +50,13 @@ def make(config: schema.Config, mesh: Mesh):
 
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(norms))
         metrics = {
-            "loss": sums["loss"] / sums["weight"],
-            "grad_norm": optax.tree.norm(grads),
+            "loss": loss,
+            "grad_norm": grad_norm,
             "target_tokens": sums["weight"],
+            "skipped": ~good,
             "norms": jax.lax.cond(with_norms, norms, lambda: nothing),
         }
-        return State(params, optimizer_state), metrics
+        return jax.tree.map(lambda new, old: jnp.where(good, new, old), made, state), metrics
 
     # The state leaves as it came; otherwise the second step would be compiled again for the compiler's own choice of sharding.
     everywhere = NamedSharding(mesh, P())

@@ -10,7 +10,6 @@ from harness import config_of, error
 from numpy_gpt import logits
 from test_numpy_gpt import SEQ_LEN, VARIANTS, make
 
-from mtnlg import pretrain
 from mtnlg.core import schema
 from mtnlg.core.errors import NumericalError
 from mtnlg.data import loader
@@ -93,8 +92,8 @@ def test_loss_is_per_token():
 def test_bits_per_byte_by_hand():
     """8 bits scored, and 4 more for the first token of each text, of 16 there are; over 4 bytes."""
     heldout = evaluate.Heldout(nats=8 * math.log(2), num_tokens=5)
-    assert pretrain.bits_per_byte(heldout, 4, 16) == pytest.approx((8 + 4) / 4, rel=1e-12)
-    assert pretrain.bits_per_byte(heldout, 4, 16, num_texts=3) == pytest.approx((8 + 3 * 4) / 4, rel=1e-12)
+    assert evaluate.bits_per_byte(heldout, 4, 16) == pytest.approx((8 + 4) / 4, rel=1e-12)
+    assert evaluate.bits_per_byte(heldout, 4, 16, num_texts=3) == pytest.approx((8 + 3 * 4) / 4, rel=1e-12)
 
 
 # The loop
@@ -103,7 +102,7 @@ CONFIG = schema.Config(model=schema.Model(seq_len=10), train=schema.Train(num_st
 STOP_NEVER = 10**9
 
 
-def told(config=CONFIG, *, position=Position(), stop_after=STOP_NEVER, losses=None):  # noqa: B008 (a NamedTuple of numbers)
+def told(config=CONFIG, *, position=Position(), stop_after=STOP_NEVER, skipped=(), num_skipped=0):  # noqa: B008 (a NamedTuple of numbers)
     """(everything that happened in order, what loop.run returned, how many batches were taken, reports)."""
     events, reports, taken = [], [], []
 
@@ -115,7 +114,7 @@ def told(config=CONFIG, *, position=Position(), stop_after=STOP_NEVER, losses=No
     def step_program(state, fields, num_microbatches, step, rate, with_norms, timetable):
         assert timetable is None and (state, fields, num_microbatches) == (f"state {step}", {"tokens": "fields"}, 3)
         events.append(("step", step + 1, with_norms))
-        metrics = {"loss": (losses or {}).get(step + 1, 0.5 * step), "grad_norm": 1.0, "norms": {"grad": {"mlp": float(step + 1)}}}
+        metrics = {"loss": 0.5 * step, "grad_norm": 1.0, "skipped": step + 1 in skipped, "norms": {"grad": {"mlp": float(step + 1)}}}
         return f"state {step + 1}", metrics
 
     def on_report(report):
@@ -128,7 +127,7 @@ def told(config=CONFIG, *, position=Position(), stop_after=STOP_NEVER, losses=No
 
     hooks = {"on_report": on_report, "on_step": on_step, "should_stop": lambda: ("on_step", stop_after) in events}
     try:
-        ended = loop.run(config, step_program, f"state {position.step}", position, batches(), **hooks)
+        ended = loop.run(config, step_program, f"state {position.step}", position, batches(), **hooks, num_skipped=num_skipped)
     except NumericalError as error:
         ended = error
     return events, ended, len(taken), reports
@@ -142,7 +141,7 @@ def test_reports_come_one_step_late_and_the_state_at_once():
         *[("step", 3), ("report", 2), ("on_step", 3)],
         *[("step", 4), ("report", 3), ("on_step", 4), ("report", 4)],
     ]
-    assert ended == ("state 4", Position(4, 8, 80))
+    assert ended == ("state 4", Position(4, 8, 80), 0)
     assert taken == 4
     assert [(r.position, r.metrics["loss"]) for r in reports] == [(Position(n, 2 * n, 20 * n), 0.5 * (n - 1)) for n in (1, 2, 3, 4)]
 
@@ -150,15 +149,15 @@ def test_reports_come_one_step_late_and_the_state_at_once():
 def test_a_stop_in_between_still_reports_the_last_step():
     events, ended, taken, _ = told(stop_after=2)
     assert [event[:2] for event in events] == [("step", 1), ("on_step", 1), ("step", 2), ("report", 1), ("on_step", 2), ("report", 2)]
-    assert ended == ("state 2", Position(2, 4, 40))
+    assert ended == ("state 2", Position(2, 4, 40), 0)
     assert taken == 2
 
 
 def test_it_goes_on_where_it_was_and_does_nothing_at_the_end():
     events, ended, _, _ = told(position=Position(3, 5, 50))
     assert [event[:2] for event in events] == [("step", 4), ("on_step", 4), ("report", 4)]
-    assert ended == ("state 4", Position(4, 7, 70))
-    assert told(position=Position(4, 8, 80)) == ([], ("state 4", Position(4, 8, 80)), 0, [])
+    assert ended == ("state 4", Position(4, 7, 70), 0)
+    assert told(position=Position(4, 8, 80)) == ([], ("state 4", Position(4, 8, 80), 0), 0, [])
 
 
 def test_norms_are_asked_for_and_read_only_when_due():
@@ -174,8 +173,16 @@ def test_the_rate_is_that_of_the_tokens_after_the_step():
     assert [r.learning_rate for r in reports] == [0.25, 0.5, 0.75, 1.0]
 
 
-def test_a_loss_that_is_not_finite_is_noticed_before_the_next_state_is_shown():
-    events, ended, _, reports = told(losses={2: math.nan})
-    assert isinstance(ended, NumericalError) and "step 2" in str(ended)
-    assert events[-1][:2] == ("step", 3)
-    assert [r.position.step for r in reports] == [1]
+def test_so_many_skipped_steps_one_after_the_other_end_it():
+    config = dataclasses.replace(CONFIG, guard=schema.Guard(max_skipped=2))
+    events, ended, _, reports = told(config, skipped={2, 3})
+    assert isinstance(ended, NumericalError) and "(step 3)" in str(ended)
+    assert events[-2:] == [("step", 4, False), ("report", 3)]
+    assert [r.position.step for r in reports] == [1, 2, 3]
+
+
+def test_skipped_steps_are_counted_from_the_last_that_was_not():
+    config = dataclasses.replace(CONFIG, guard=schema.Guard(max_skipped=2))
+    assert told(config, skipped={1, 3})[1] == ("state 4", Position(4, 8, 80), 0)
+    assert told(config, skipped={2, 4})[1] == ("state 4", Position(4, 8, 80), 1)
+    assert isinstance(told(config, skipped={1}, num_skipped=1)[1], NumericalError), "those before a restart count"
