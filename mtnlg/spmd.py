@@ -298,7 +298,7 @@ def read(config: schema.Config, mesh: Mesh, laid: Laid, one_row: bool = False):
         x_BLD, cache = transformer.hidden_cached(model, params, tokens_BL, positions_BL, row, cache, dtype, shard)
         x_BPD = jnp.take_along_axis(x_BLD, places_BP[..., None], axis=1)
         x_TD = x_BPD.reshape(-1, x_BPD.shape[-1])
-        logits_TV = transformer.few_logits(model, params, x_TD)
+        logits_TV = transformer.few_logits(model, params, x_TD, laid.apart)
         # Sampling looks at whole rows; that all devices draw all rows costs nothing that shows, and needs no other collective.
         logits_TV = collectives.all_gather(logits_TV, "tensor", 1, "logits, of the whole vocabulary")
         logits_BPV = logits_TV.reshape(*places_BP.shape, -1)

@@ -24,7 +24,7 @@ class Written(NamedTuple):
 
 
 class TextEngine:
-    """Texts that are being written by an engine; `step` writes a token in each."""
+    """Texts that are being written by an engine; each `step` brings some of them on."""
 
     def __init__(self, tokenizer: Tokenizer, engine: Engine):
         self.tokenizer, self.engine = tokenizer, engine

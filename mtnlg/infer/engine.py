@@ -1,9 +1,9 @@
 """Generation over token ids: continuous batching over the rows of a cache.
 
-A request takes a free row, and its prompt is read in chunks counted from its beginning. Work goes in rounds: as many chunks
-as there are prompts that wait and have rows, the oldest prompt first, and then one token in every row that writes.
-What a row holds of an earlier prompt is not read again. The chunks, the number of rows and attention's blocks are fixed, so that the
-bits of a request's logits, and with them its tokens, depend neither on what runs beside it nor on what was found read.
+A request takes a free row, and its prompt is read in chunks counted from its beginning. Work goes in rounds: as many chunks as there are
+prompts that wait and have rows, `ROUND_CHUNKS` at most, then one token in every row that writes. What a row holds of an earlier prompt is
+not read again. The chunks, the number of rows and attention's blocks are fixed, so that the bits of a request's logits, and with them its
+tokens, depend neither on what runs beside it nor on what was found read.
 """
 
 from collections import deque
@@ -25,6 +25,7 @@ from mtnlg.infer.text import Event, Text, token_of
 from mtnlg.model import cache as caches
 
 FIRST_SLOTS = 2048  # at most, of each row; more when a text needs them
+ROUND_CHUNKS = 8  # at most, between two tokens of a text
 
 
 def refuse_stages(config: schema.Config) -> None:
@@ -166,14 +167,13 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Reads a chunk of a waiting prompt in each group of devices, writes a token in every row that writes if that ends the round, and
-        tells the tokens of the step before: the devices are at work on this one meanwhile. One that fails, or is interrupted, drops
-        everything as `reset`."""
+        tells what was written before: the devices are at work meanwhile. One that fails, or is interrupted, drops everything as `reset`."""
         try:
             events, num_sent = [*self._untold, *self._slide()], len(self._sent)
             self._untold = []
             self._take_rows()
             if any(self._lanes):
-                self._round_chunks = self._round_chunks or self._num_waiting()
+                self._round_chunks = self._round_chunks or min(self._num_waiting(), ROUND_CHUNKS)
                 self._read_chunk()
             self._round_chunks = min(self._round_chunks - 1, self._num_waiting()) if self._round_chunks else 0
             writing = [text for text in self._texts if text is not None and text.writes]
@@ -263,9 +263,10 @@ class Engine:
                 self._take_row(self._queue.popleft(), group, free)
 
     def _num_waiting(self) -> int:
-        """Prompts that could be read now, for each group of devices: those that have a row, and those that one is free for."""
-        num_reading = sum(text is not None and text.reads for text in self._texts)
-        return -(-(num_reading + min(len(self._queue), self._texts.count(None))) // self.num_groups)
+        """Prompts that could be read now in the group of devices that has most: in its rows, and of the queue's for which it has one."""
+        share = -(-len(self._queue) // self.num_groups)
+        groups = ([self._texts[row] for row in self._rows_of(group)] for group in range(self.num_groups))
+        return max(sum(text is not None and text.reads for text in own) + min(share, own.count(None)) for own in groups)
 
     def _rows_of(self, group: int) -> range:
         size = self.num_rows // self.num_groups

@@ -121,7 +121,7 @@ def draw(logits_BV, keys_B):
 
 
 def likeliest(logits_BV):
-    """[B] int32: the first of the largest; the last id where a logit is NaN. `jnp.argmax` takes XLA:CPU four times as long."""
+    """[B] int32: the first of the largest; the last id where a logit is NaN. `jnp.argmax` takes XLA:CPU three times as long."""
     last, largest_B1 = logits_BV.shape[-1] - 1, jnp.max(logits_BV, axis=-1, keepdims=True)
     return jnp.min(jnp.where(logits_BV == largest_B1, jnp.arange(last + 1, dtype=jnp.int32), last), axis=-1)
 

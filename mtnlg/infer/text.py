@@ -27,7 +27,7 @@ class Text:
         self.ids = [int(id) for id in request.prompt]  # what the row reads: the prompt, and what was written
         self.row = -1
         self.num_read = 0  # of the ids, as a prompt
-        self.position = 0  # of the last token written, which the next step reads
+        self.position = 0  # of the last token written, which is read for the next
         self.num_sent = 0  # tokens that are being written or have been
         self.num_written = 0
         self.dropped, self.slides = 0, 0
@@ -40,7 +40,7 @@ class Text:
 
     @property
     def writes(self) -> bool:
-        """Whether the next step gives it a token."""
+        """Whether the end of a round gives it a token."""
         return not (self.reads or self.ended) and self.num_sent < self.request.max_new_tokens
 
     def slide(self, kept: int) -> None:

@@ -20,7 +20,7 @@ class Tap(NamedTuple):
 
 
 def num_input_dims(path: str) -> int:
-    """Of a block's parameter, the first dims, which are summed over: those of a kernel, `in_dims` of its `Linear`."""
+    """How many of the first dims of a block's parameter are summed over: of a kernel, the `in_dims` of its `Linear`."""
     return (2 if path.endswith("attention/output/kernel") else 1) if path.endswith("/kernel") else 0
 
 

@@ -243,12 +243,12 @@ def head_kernel(model: schema.Model, params: dict):
     return params["head"]["weight"] if "weight" in params["head"] else params["head"]["kernel"].T
 
 
-def few_logits(model: schema.Model, params: dict, x_TD):
+def few_logits(model: schema.Model, params: dict, x_TD, by_outputs: bool):
     """[T, V] of this device's rows of the head, those of padding too, in at least float32: for decoding. The loss has its own."""
-    dtype = jnp.promote_types(x_TD.dtype, jnp.float32)
-    if "kernel" in params.get("head", {}):
-        return jnp.matmul(x_TD, params["head"]["kernel"].astype(x_TD.dtype), preferred_element_type=dtype)
-    return product_by_outputs(x_TD, head_kernel(model, params).astype(x_TD.dtype), dtype)
+    head_VD, dtype = head_kernel(model, params).astype(x_TD.dtype), jnp.promote_types(x_TD.dtype, jnp.float32)
+    if by_outputs:
+        return product_by_outputs(x_TD, head_VD, dtype)
+    return jnp.einsum("td,vd->tv", x_TD, head_VD, preferred_element_type=dtype)
 
 
 def mean_square(x):

@@ -11,9 +11,9 @@ _FLOOR_SECS = 0.002  # below which noise is more than the work
 def require_linear(work: Callable, of_length: Callable[[int], object], length: int) -> None:
     """work: of what `of_length` gives. length: of the shorter one; quadratic work must take milliseconds over it to be noticed."""
     shorter, longer = of_length(length), of_length(TIMES_LONGER * length)
-    short = long = float("inf")
+    short, long = min(_user_seconds(work, shorter) for _ in range(_TRIES)), float("inf")
     for _ in range(_TRIES):
-        short, long = min(short, _user_seconds(work, shorter)), min(long, _user_seconds(work, longer))
+        long = min(long, _user_seconds(work, longer))
         if long < AT_MOST * max(short, _FLOOR_SECS):
             return
     raise AssertionError(f"{short:.4f} s, and {long:.4f} s for {TIMES_LONGER} times the length")

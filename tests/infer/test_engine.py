@@ -325,6 +325,25 @@ def test_prompts_that_come_together_are_read_before_any_goes_on(engine):
     assert len(set(told)) == len(told) == 3
 
 
+def test_a_round_is_no_longer_than_its_bound(engine, monkeypatch):
+    monkeypatch.setattr(engines, "ROUND_CHUNKS", 2)
+    first, second, third = [engine.submit(request._replace(prompt=request.prompt[:4])) for request in requests()]
+    told = [event.number for _ in range(3) for event in engine.step()]
+    engine.reset()
+    assert told == [first, second, first, second, third]
+
+
+def test_prompts_that_leave_end_the_round(engine):
+    """Who is left does not wait for what was to be read."""
+    first, *others = [engine.submit(request) for request in requests()]
+    told = engine.step()
+    for number in others:
+        engine.cancel(number)
+    told += [*engine.step(), *engine.step()]
+    engine.reset()
+    assert [event.number for event in told] == [first] * 2
+
+
 def test_no_request_has_no_answer(engine):
     assert engine.generate([]) == [] and list(engine.run([])) == []
 

@@ -19,6 +19,7 @@ from mtnlg.infer.engine import Engine
 from mtnlg.infer.scorer import Scorer, windows
 from mtnlg.parallel import mesh as meshes
 from mtnlg.parallel import specs
+from mtnlg.spmd import Laid
 
 SEQ_LEN, BOUND = 24, 1e-5
 SPECS = {"learned": MTNLG, "rope, untied": replace(LLAMA, num_kv_heads=2), "alibi": replace(MTNLG, position="alibi")}
@@ -37,14 +38,14 @@ def weights(name):
 
 
 @functools.cache
-def make(name, mesh=()):
+def make(name, mesh=(), laid=Laid()):  # noqa: B008, a constant
     """A scorer on the oracle's parameters."""
     config = config_of(SPECS[name], SEQ_LEN, biases=name != "rope, untied", compute_dtype="float32", param_dtype="float32")
     config = replace(config, mesh=schema.Mesh(**dict(mesh)))
     made = meshes.make(config.mesh)
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), weights(name))
     placed = jax.tree.map(jax.device_put, params, specs.shardings(made, specs.storage_table(config), params))
-    return Scorer(Engine(config, made, placed))
+    return Scorer(Engine(config, made, placed, laid=laid))
 
 
 @functools.cache
@@ -131,6 +132,15 @@ def test_meshes_equal_one_device(name, mesh):
         assert same(other.nll, one.nll)
         np.testing.assert_array_equal(other.greedy, one.greedy)
     assert same(spread.means(rows(), firsts), alone.means(rows(), firsts))
+
+
+@pytest.mark.parametrize("mesh", [(), *(tuple(mesh.items()) for mesh in MESHES if "context" not in mesh)])
+def test_layers_apart_score_the_same(mesh):
+    """Their kernels are transposed, that of the head too."""
+    stacked, apart, firsts = make("rope, untied"), make("rope, untied", mesh, Laid(apart=True)), [1] * len(LENGTHS)
+    for one, other in zip(stacked.scores(rows(), firsts), apart.scores(rows(), firsts), strict=True):
+        assert same(other.nll, one.nll)
+    assert same(apart.means(rows(), firsts), stacked.means(rows(), firsts))
 
 
 def test_rows_are_the_same_alone_and_in_any_batches(monkeypatch):
