@@ -44,7 +44,7 @@ class CannotWrite(MtnlgError):
 
 
 class NumericalError(MtnlgError):
-    """The loss is no longer a finite number."""
+    """Steps without a finite loss or gradient, too many one after the other."""
 
     exit_code = 16
 
