@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from mtnlg.core import config as configs
-from mtnlg.core import files, manifest, schema
+from mtnlg.core import fault, files, manifest, schema
 from mtnlg.core.errors import DataError, MissingInput
 from mtnlg.core.tree import by_path, path_name
 from mtnlg.parallel import processes
@@ -42,6 +42,7 @@ class Checkpoints:
         unfinished = self.directory / f"{step}.saving"
         num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves((params, optimizer)))
         with files.writing_by_library(unfinished, num_bytes):
+            fault.point("save", step)
             if processes.is_first():  # Orbax lets nobody write before process 0 is here
                 shutil.rmtree(unfinished, ignore_errors=True)
                 self.directory.mkdir(parents=True, exist_ok=True)
@@ -65,9 +66,11 @@ class Checkpoints:
 
     def publish(self, unfinished: pathlib.Path, final: pathlib.Path, meta: dict) -> None:
         """Gives a step that is on the disk its meta and its manifest, and then its name; only in process 0. Raises OSError."""
+        fault.point("publish", int(final.name))
         files.write_synced(unfinished / "meta.json", json.dumps(meta, indent=1))
         files.write_synced(unfinished / manifest.NAME, manifest.content(unfinished))
         files.sync_folder(unfinished)
+        fault.point("rename", int(final.name))
         if final.exists():
             final.rename(_unused(self.directory / f"{final.name}.replaced"))
         unfinished.rename(final)

@@ -67,6 +67,17 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return [*tokenizer.start_ids, *tokenizer.encode(prompt)] or [tokenizer.eod_id]
 
 
+def require_room_for_samples(config: schema.Config, tokenizer: Tokenizer) -> None:
+    """Raises ConfigError for a prompt of a run's samples whose continuation would not fit into the sequence length."""
+    new, seq_len = config.sample.max_new_tokens, config.model.seq_len
+    for prompt in config.sample.prompts:
+        length = len(prompt_ids(tokenizer, prompt))
+        if length + new > seq_len:
+            what = f"sample.max_new_tokens={new} after a prompt of {length} tokens exceed model.seq_len={seq_len}"
+            cure = f"--config.sample.max_new_tokens={seq_len - length} or a shorter prompt" if length < seq_len else "a shorter prompt"
+            raise ConfigError(what, f"sample.prompts: {prompt[:40]!r}", cure)
+
+
 def continuations(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> tuple[list[list[int]], list[int]]:
     """(ids, where the continuation begins in them) of pairs (prompt, continuation), behind what texts begin with or an end of document.
 

@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 from mtnlg import checkpoint, lm, pretrained
 from mtnlg.checkpoint import Checkpoints
 from mtnlg.core import config as configs
-from mtnlg.core import files, schema
-from mtnlg.core.errors import ConfigError, DataError
+from mtnlg.core import fault, files, schema
+from mtnlg.core.errors import DataError
 from mtnlg.corpus import build, manifest
 from mtnlg.corpus.manifest import Prepared
 from mtnlg.data import edits, epochs
@@ -92,7 +92,7 @@ class Run:
         self.tokenizer = tokenizers.load(self.prepared.tokenizer)
         same = {"the prepared text": str(self.prepared), "the tokenizer": self.tokenizer.sha256}
         processes.require_same(same, "a data.directory on a file system that every process sees")
-        self.require_room_for_samples()
+        lm.require_room_for_samples(config, self.tokenizer)
         self.checkpoints = Checkpoints(path / "checkpoints", config.checkpoint.keep_last)
         self.engine: Engine | None = None
         self.peak_flops_per_sec = self.measure_peak()
@@ -157,6 +157,7 @@ class Run:
         return Result(position, finished, heldout, num_bytes, written, self.clock.median_rate(), whole_peak)
 
     def prepare(self, directory: pathlib.Path) -> Prepared:
+        fault.point("prepare")
         processes.by_first(lambda: str(build.prepare(self.config, directory)))
         return manifest.load(directory)
 
@@ -205,6 +206,7 @@ class Run:
 
     def restore(self) -> tuple[State, Position]:
         """The newest good checkpoint of this run, else the weights of init.from, else fresh ones; and `self.blend` as it goes on."""
+        fault.point("restore")
         config, found = self.config, self.checkpoints.newest_good()
         meta = checkpoint.meta(found) if found else {"samples": 0}
         self.num_skipped = meta.get("skipped", 0)
@@ -290,7 +292,9 @@ class Run:
                 samples += schedule.batch_size(train, samples)
 
         def on_mesh(prefetched) -> Iterator[loop.Batch]:
-            for samples, fields in prefetched:
+            for step, (samples, fields) in enumerate(prefetched, position.step + 1):
+                if fault.point("batch", step):
+                    fields["weights"] = np.full_like(fields["weights"], np.nan)
                 size = schedule.batch_size(train, samples)
                 table = timetable.on_mesh(config, self.mesh, size // rows)
                 yield loop.Batch(meshes.put_rows(self.mesh, fields, rows), size // rows, size, table)
@@ -324,6 +328,7 @@ class Run:
     def beside(self, state: State, report: loop.Report) -> None:
         """After each step: what is due at it."""
         config, position, step = self.config, report.position, report.position.step
+        fault.point("step", step)
         last = step == config.train.num_steps
 
         def due(every: int) -> bool:
@@ -342,6 +347,7 @@ class Run:
 
     def evaluate(self, state: State, position: Position, max_tokens: int | None) -> dict[str, evaluate.Heldout]:
         """Held-out loss of every source and of all together, in metrics and on the screen."""
+        fault.point("evaluate", position.step)
         rows, found = self.config.microbatch_rows * self.config.mesh.pipe, {}  # a microbatch for every stage
         read = {"seq_len": self.config.model.seq_len, **self.documents()}
         for source in self.prepared.sources:
@@ -354,17 +360,6 @@ class Run:
             self.metrics.write(step=position.step, tokens=position.tokens, **values, **epochs_read)
         self.progress.note(f"step {position.step}: held-out loss {', '.join(f'{value:.4f}' for value in values.values())} nats per token")
         return found
-
-    def require_room_for_samples(self) -> None:
-        """Raises ConfigError, before any training, for a prompt whose continuation would not fit into the sequence length."""
-        room = self.config.model.seq_len - self.config.sample.max_new_tokens
-        for prompt in self.config.sample.prompts:
-            length = len(lm.prompt_ids(self.tokenizer, prompt))
-            if length > room:
-                what = f"sample.max_new_tokens={self.config.sample.max_new_tokens} after a prompt of {length} tokens"
-                left = self.config.model.seq_len - length
-                cure = f"--config.sample.max_new_tokens={left} or a shorter prompt" if left > 0 else "a shorter prompt"
-                raise ConfigError(f"{what} exceed model.seq_len={self.config.model.seq_len}", f"sample.prompts: {prompt[:40]!r}", cure)
 
     def write_samples(self, state: State, position: Position) -> list[tuple[str, str]]:
         """A continuation of every prompt of the config."""

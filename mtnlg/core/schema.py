@@ -126,9 +126,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Guard:
-    max_grad_norm: float | None = key(
-        None, "steps with a larger gradient norm before clipping are skipped; none: those with no finite one"
-    )
+    max_grad_norm: float | None = key(None, "steps with a larger gradient norm before clipping are skipped; none: those with no finite one")
     max_skipped: int = key(10, "so many steps skipped one after the other end the run")
 
 

@@ -78,7 +78,9 @@ def three_steps(config: schema.Config, num_microbatches: int = 1) -> dict:
     for number, rate in enumerate(LEARNING_RATES):
         fields = meshes.put(mesh, batch(number, num_microbatches, config.train.batch_size), jax.P(None, *meshes.BATCH))
         state, metrics = program(state, fields, num_microbatches, number, rate, True, table)
-        seen["metrics"].append(jax.device_get(metrics))
+        told = jax.device_get(metrics)
+        assert not told.pop("skipped")
+        seen["metrics"].append(told)
         if number == 0:
             seen["first_moments"] = on_host(state.optimizer[1].mu)  # the clipped gradient, times 1 - beta1
     return seen | {"final": on_host(state.params)}

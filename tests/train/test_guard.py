@@ -8,6 +8,7 @@ import pytest
 from runs import arrays, require_same
 
 from mtnlg import checkpoint, pretrain
+from mtnlg.core import fault
 from mtnlg.core.errors import NumericalError
 from mtnlg.parallel import mesh as meshes
 from mtnlg.run import metrics
@@ -19,19 +20,8 @@ BATCH = 4  # samples of a step
 
 @pytest.fixture
 def poison(monkeypatch):
-    """A function: of the samples of these steps, numbered from 1, every weight is not a number."""
-
-    def poisoned(*numbers):
-        class Poisoned(pretrain.Loader):
-            def batch(self, samples):
-                fields = super().batch(samples)
-                if samples[0] // BATCH + 1 in numbers:
-                    fields["weights"] = np.full_like(fields["weights"], np.nan)
-                return fields
-
-        monkeypatch.setattr(pretrain, "Loader", Poisoned)
-
-    return poisoned
+    """A function: in the batches of these steps no weight is a number."""
+    return lambda *numbers: monkeypatch.setenv(fault.VARIABLE, ";".join(f"nan@phase:batch,step:{number}" for number in numbers))
 
 
 @pytest.fixture
