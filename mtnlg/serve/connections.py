@@ -41,6 +41,7 @@ class _Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._discarded_bytes = 0  # of this request; the next one has its own
         self._watch()
 
     def connection_lost(self, exc) -> None:

@@ -152,6 +152,18 @@ def test_a_body_as_long_as_allowed_is_read(guarded):
     assert response.status_code == 413
 
 
+def test_one_connection_may_bring_many_bodies_that_are_too_long(guarded):
+    """What is dropped of each counts for it alone: in an hour of traffic a connection was once reset."""
+    with raw.connection(guarded.port) as sock:
+        for _ in range(6):
+            sock.sendall(raw.head("POST", "/v1/completions", f"authorization: Bearer {KEY}", "content-length: 1000001"))
+            answer = b""
+            while b"body_too_large" not in answer:
+                answer += (part := sock.recv(4096))
+                assert part, "the connection was closed"
+            sock.sendall(b" " * 1_000_001)
+
+
 def test_each_key_has_so_many_requests_at_once():
     with running(FakeWriter(step_secs=0.01, context=4096), keys=[KEY, OTHER_KEY], limits=Limits(per_key=2)) as server:
         asked = {**ASKED, "max_tokens": 3000}
