@@ -18,10 +18,10 @@ import jax.numpy as jnp
 
 from mtnlg.core import collectives, schema
 from mtnlg.core.collectives import ContextShard, TensorShard
-from mtnlg.core.tree import by_path, cast, map_with_path
+from mtnlg.core.tree import by_path, cast, map_with_path, nested
 from mtnlg.model import objective, transformer
 from mtnlg.model.attention_core import Places
-from mtnlg.model.split import SplitBlock, joined, parts
+from mtnlg.model.split import SplitBlock, parts
 from mtnlg.parallel import stages
 from mtnlg.parallel.table import Op
 from mtnlg.parallel.timetable import Sizes
@@ -203,7 +203,7 @@ def loss_and_grad(stage: Stage, timetable: dict, sizes: Sizes, scatter_layer: Ca
         return Rings(mailbox, kept, deferred), Sums(loss, weight, squares_N, kernels, vectors, outer)
 
     _, sums = _loop(TICKS, timetable["num_ticks"], tick, (rings, start))
-    grads = {**sums.outer, "blocks": joined({**sums.kernels, **sums.vectors})}
+    grads = {**sums.outer, "blocks": nested({**sums.kernels, **sums.vectors})}
     return {"loss": sums.loss, "weight": sums.weight, "squares_N": sums.squares_N, "grads": grads}
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from mtnlg.core import schema
 from mtnlg.core.collectives import ContextShard, TensorShard
 from mtnlg.core.prng import Dropout
-from mtnlg.core.tree import by_path
+from mtnlg.core.tree import by_path, nested
 from mtnlg.model import transformer
 from mtnlg.model.attention_core import Places
 from mtnlg.model.block import Block
@@ -27,18 +27,6 @@ def parts(layer: dict) -> tuple[dict, dict]:
     leaves = by_path(layer)
     kernels = {path: leaf for path, leaf in leaves.items() if path.endswith("/kernel")}
     return kernels, {path: leaf for path, leaf in leaves.items() if path not in kernels}
-
-
-def joined(leaves: dict) -> dict:
-    """The tree of {'a/b': leaf}."""
-    tree: dict = {}
-    for path, leaf in leaves.items():
-        *above, last = path.split("/")
-        node = tree
-        for name in above:
-            node = node.setdefault(name, {})
-        node[last] = leaf
-    return tree
 
 
 class SplitBlock:
@@ -57,7 +45,7 @@ class SplitBlock:
         kernels, vectors = parts(layer)
 
         def run(x_BLD, vectors, taps):
-            variables = {"params": joined({**kernels, **vectors}), "taps": joined(taps)}
+            variables = {"params": nested({**kernels, **vectors}), "taps": nested(taps)}
             return self.block.apply(variables, x_BLD, places, None, dropout)[0]
 
         taps = {path: self._tap(path, kernel, x_BLD) for path, kernel in kernels.items()}
