@@ -25,13 +25,13 @@ def run(options: argparse.Namespace, config_arguments: list[str]) -> int:
         raise ConfigError("the demo compares models on one source", "data.source", "python -m mtnlg train for several")
     runtime.prepare(config)
 
-    from mtnlg import pretrain
     from mtnlg.corpus import build, reference
     from mtnlg.model import count
+    from mtnlg.pretrain.run import pretrain
     from mtnlg.run import curves
     from mtnlg.train import evaluate
 
-    result = pretrain.pretrain(config, options.workdir, configs.split_arguments(arguments)[1])
+    result = pretrain(config, options.workdir, configs.split_arguments(arguments)[1])
     if not result.finished:
         return 0
     (name, heldout), num_bytes = next(iter(result.heldout.items())), result.heldout_bytes

@@ -27,7 +27,7 @@ def run(options: argparse.Namespace, config_arguments: list[str]) -> int:
         return 0
     if not options.workdir:
         raise ConfigError("no folder is named for the run", "command line", "--workdir=runs/NAME")
-    from mtnlg import pretrain
+    from mtnlg.pretrain.run import pretrain
 
-    pretrain.pretrain(config, options.workdir, configs.split_arguments(config_arguments)[1])
+    pretrain(config, options.workdir, configs.split_arguments(config_arguments)[1])
     return 0

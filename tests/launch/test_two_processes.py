@@ -14,9 +14,10 @@ import jax
 import numpy as np
 import pytest
 
-from mtnlg import checkpoint, pretrain
+from mtnlg import checkpoint
 from mtnlg.core import config as configs
 from mtnlg.parallel import mesh as meshes
+from mtnlg.pretrain import run as pretrain
 from mtnlg.run import metrics
 from mtnlg.train import peak
 from mtnlg.train import state as states

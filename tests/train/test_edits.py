@@ -5,16 +5,19 @@ import io
 import json
 import pathlib
 import shutil
-import types
 
 import numpy as np
 import pytest
 from runs import arrays, losses, require_same
 
-from mtnlg import checkpoint, pretrain
+from mtnlg import checkpoint
+from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError, DataError
 from mtnlg.corpus import manifest
 from mtnlg.data.loader import Loader
+from mtnlg.parallel import mesh as meshes
+from mtnlg.pretrain import run as pretrain
+from mtnlg.pretrain.feed import Feed
 from mtnlg.run import metrics
 
 BEFORE, AFTER = (0.75, 0.25), (0.25, 0.75)
@@ -121,10 +124,10 @@ def test_refused_before_anything_is_written(plain, resolve, tmp_path):
 def test_a_checkpoint_from_before_edits_were_kept_has_its_weights_in_its_config(plain, resolve):
     """Then other weights are an edit there too, and Megatron's order is refused one."""
     meta = {key: value for key, value in checkpoint.meta(plain / "checkpoints" / "3").items() if key != "blend"}
-    prepared = manifest.load(pathlib.Path(resolve(BEFORE).data.directory))
-    run = types.SimpleNamespace(prepared=prepared, config=resolve(AFTER))
-    found = pretrain.Run.blend_from(run, meta, "")
-    assert [(edit.first, edit.weights) for edit in found.edits] == [(0, BEFORE), (12, AFTER)]
-    run.config = resolve(AFTER, data__order="megatron")
+    prepared = pathlib.Path(resolve(BEFORE).data.directory)
+    feed = Feed(resolve(AFTER), meshes.make(schema.Mesh()), prepared)
+    feed.go_on(meta, "")
+    assert [(edit.first, edit.weights) for edit in feed.blend.edits] == [(0, BEFORE), (12, AFTER)]
+    feed = Feed(resolve(AFTER, data__order="megatron"), meshes.make(schema.Mesh()), prepared)
     with pytest.raises(ConfigError, match="changed at sample 12"):
-        pretrain.Run.blend_from(run, meta, "")
+        feed.go_on(meta, "")

@@ -10,9 +10,9 @@ import sys
 import pytest
 from runs import arrays, losses, require_same
 
-from mtnlg import pretrain
 from mtnlg.core import config as configs
 from mtnlg.core import fault
+from mtnlg.pretrain import run as pretrain
 from mtnlg.run import metrics
 
 ROOT = pathlib.Path(__file__).parents[2]

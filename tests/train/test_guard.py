@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from runs import arrays, require_same
 
-from mtnlg import checkpoint, pretrain
+from mtnlg import checkpoint
 from mtnlg.core import fault
 from mtnlg.core.errors import NumericalError
 from mtnlg.parallel import mesh as meshes
+from mtnlg.pretrain import run as pretrain
+from mtnlg.pretrain.telling import Telling
 from mtnlg.run import metrics
 from mtnlg.train import state as states
 from mtnlg.train import step as steps
@@ -29,15 +31,15 @@ def stop_after(monkeypatch):
     """A function: a signal comes when this step is told of, while the next is under way."""
 
     def stopping(step):
-        original = pretrain.Run.report
+        original = Telling.report
 
         def report(self, told):
             original(self, told)
             if told.position.step == step:
                 signal.raise_signal(signal.SIGTERM)
 
-        monkeypatch.setattr(pretrain.Run, "report", report)
-        return lambda: monkeypatch.setattr(pretrain.Run, "report", original)
+        monkeypatch.setattr(Telling, "report", report)
+        return lambda: monkeypatch.setattr(Telling, "report", original)
 
     return stopping
 

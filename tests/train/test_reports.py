@@ -7,12 +7,12 @@ from collections import Counter
 
 import pytest
 
-from mtnlg import pretrain
 from mtnlg.data.store import Store
 from mtnlg.model import count
+from mtnlg.pretrain import run as pretrain
 from mtnlg.run import clock as clocks
 from mtnlg.run import metrics
-from mtnlg.train import dry_run
+from mtnlg.train import dry_run, peak
 
 PROMPTS = ("the ", "seven")
 MAX_TOKENS = 150  # on the way; more than `small` holds out, less than `large` does
@@ -45,7 +45,7 @@ def resolve(tiny, folder):
 def run(folder, resolve):
     """(its folder, its result): six steps over both sources."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain.peak, "best_gemm_flops_per_sec", lambda dtype: 1e11)
+        patch.setattr(peak, "best_gemm_flops_per_sec", lambda dtype: 1e11)
         return folder / "run", pretrain.pretrain(resolve(), str(folder / "run"), {})
 
 

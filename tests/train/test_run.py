@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from runs import arrays, losses, require_same
 
-from mtnlg import checkpoint, lm, pretrain
+from mtnlg import checkpoint, lm
 from mtnlg.core import files, manifest, schema
 from mtnlg.core.errors import CannotWrite, ConfigError, DataError, NumericalError, TemporaryFailure
 from mtnlg.parallel import mesh as meshes
+from mtnlg.pretrain import run as pretrain
+from mtnlg.pretrain.examiner import Examiner
+from mtnlg.pretrain.telling import Telling
 from mtnlg.run import metrics
 from mtnlg.train import state as states
 
@@ -30,7 +33,7 @@ def whole(resolve, tmp_path_factory):
 def test_three_steps_and_three_more_are_six_bit_for_bit(whole, resolve, tmp_path, monkeypatch, capfd):
     """The first start is stopped by SIGTERM after three steps; the second finds its own way."""
     seen = []
-    original = pretrain.Run.report
+    original = Telling.report
 
     def stop_at_three(self, report):
         original(self, report)
@@ -38,7 +41,7 @@ def test_three_steps_and_three_more_are_six_bit_for_bit(whole, resolve, tmp_path
         if report.position.step == 2:  # read one step late: the third step is already on its way
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(pretrain.Run, "report", stop_at_three)
+    monkeypatch.setattr(Telling, "report", stop_at_three)
     stopped = pretrain.pretrain(resolve(), str(tmp_path), {})
     assert (stopped.finished, stopped.position.step) == (False, 3)
     assert capfd.readouterr().err.count(f"mtnlg: SIGTERM: {pretrain.STOPS}; a second signal ends it at once") == 1
@@ -112,8 +115,8 @@ def test_a_signal_before_the_first_step_saves_too(resolve, tmp_path, monkeypatch
 
 
 def test_a_signal_during_the_final_evaluation_lets_it_end(resolve, tmp_path, monkeypatch, capfd):
-    original = pretrain.Run.evaluate
-    monkeypatch.setattr(pretrain.Run, "evaluate", lambda *arguments: [signal.raise_signal(signal.SIGTERM), original(*arguments)][1])
+    original = Examiner.evaluate
+    monkeypatch.setattr(Examiner, "evaluate", lambda *arguments: [signal.raise_signal(signal.SIGTERM), original(*arguments)][1])
     result = pretrain.pretrain(resolve(), str(tmp_path), {})
     assert result.finished and result.heldout
     assert f"mtnlg: SIGTERM: {pretrain.ENDS}" in capfd.readouterr().err

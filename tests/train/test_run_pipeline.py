@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from runs import arrays, losses, require_same
 
-from mtnlg import lm, pretrain
+from mtnlg import lm
 from mtnlg.core import schema
 from mtnlg.core.errors import ConfigError
 from mtnlg.parallel import orders, schedule_file, stages, timetable
+from mtnlg.pretrain import run as pretrain
 from mtnlg.run import metrics
 
 MODEL = {"model__num_layers": 3, "train__microbatch_size": 1}

@@ -3,10 +3,10 @@
 import pytest
 from runs import losses
 
-from mtnlg import pretrain
 from mtnlg.core.errors import ConfigError
 from mtnlg.factory import registry
 from mtnlg.factory.passes import Machine
+from mtnlg.pretrain import run as pretrain
 
 
 def test_a_run_from_a_folder_of_tokens(tiny, source, tmp_path):
