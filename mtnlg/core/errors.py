@@ -49,6 +49,24 @@ class NumericalError(MtnlgError):
     exit_code = 16
 
 
+class ReplayError(MtnlgError):
+    """The same step gave other numbers the second time, or copies of one array differ: a device computes wrongly."""
+
+    exit_code = 17
+
+
+class WorkerLost(MtnlgError):
+    """A process of the job is gone, or does not answer any more."""
+
+    exit_code = 69
+
+
+class Stuck(MtnlgError):
+    """A phase of the run took longer than it may."""
+
+    exit_code = 74
+
+
 class TemporaryFailure(MtnlgError):
     """Something outside failed (a full disk, say): free the cause and start again, nothing saved is lost."""
 

@@ -4,6 +4,7 @@ import contextlib
 import pathlib
 import shutil
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from mtnlg.pretrain.feed import Feed
 from mtnlg.pretrain.telling import Telling
 from mtnlg.run import environment
 from mtnlg.run.folder import RunFolder, change_table
+from mtnlg.run.phases import Phases
 from mtnlg.run.screen import Screen
 from mtnlg.run.stop import StopSignals
 from mtnlg.train import evaluate, loop
@@ -75,6 +77,7 @@ class Run:
     def __init__(self, config: schema.Config, folder: RunFolder, mesh: Mesh, overrides: dict):
         self.config, self.folder, self.mesh, self.overrides = config, folder, mesh, overrides
         self.path = folder.path
+        self.phases = Phases()
         self.feed = Feed(config, mesh, pathlib.Path(config.data.directory or self.path / "data"))
         self.telling = Telling(config, mesh, self.path)
         self.examiner = Examiner(config, mesh, self.feed, self.telling)
@@ -99,26 +102,29 @@ class Run:
             self.telling.begin(position)
             self.telling.note(self.feed.epochs_line(position))
             with self.feed.batches(position) as batches:
-                program = steps.make(config, self.mesh)
+                program = self.phased(steps.make(config, self.mesh))
                 hooks = {
                     "on_report": self.telling.report,
                     "on_step": self.beside,
                     "should_stop": lambda: stop.agree(signals.received or self.checkpoints.failed),
                 }
-                state, position, num_skipped = loop.run(config, program, state, position, batches, **hooks, num_skipped=num_skipped)
+                awaited = self.phases.waiting(batches, "data")
+                state, position, num_skipped = loop.run(config, program, state, position, awaited, **hooks, num_skipped=num_skipped)
             finished = position.step >= config.train.num_steps
             if finished:
                 signals.promise(ENDS)
             if finished and num_skipped:  # whether the weights are of use, no step has shown since they last moved
-                heldout = self.examiner.evaluate(state, position, None)
+                heldout = self.evaluate(state, position, None)
                 evaluate.require_useful(heldout.values(), num_skipped, position.step)
-            self.checkpoints.wait()
+            with self.phases.within("save"):
+                self.checkpoints.wait()
             if processes.by_first(lambda: position.step not in self.checkpoints.steps()):
                 self.save(state, position, num_skipped)
             if finished:
-                heldout = heldout or self.examiner.evaluate(state, position, None)
-                written = self.examiner.write_samples(state, position)
-            self.checkpoints.wait()
+                heldout = heldout or self.evaluate(state, position, None)
+                written = self.write_samples(state, position)
+            with self.phases.within("save"):
+                self.checkpoints.wait()
             self.telling.note(self.feed.epochs_line(position))
             how = "finished" if finished else "stopped, to be continued"
             self.telling.note(f"{how} at step {position.step}, saved in {self.path}")
@@ -126,6 +132,27 @@ class Run:
             self.telling.end()
         rate, peak = self.telling.clock.median_rate(), self.telling.peak_flops_per_sec
         return Result(position, finished, heldout, self.feed.heldout_bytes, written, rate, peak)
+
+    def phased(self, program: Callable) -> Callable:
+        """The step, which is `compile` at its first call, and from then on `step`."""
+
+        def step(*arguments):
+            if self.phases.now != "init":
+                return program(*arguments)
+            self.phases.turn("compile")
+            made = jax.block_until_ready(program(*arguments))
+            self.phases.turn("step")
+            return made
+
+        return step
+
+    def evaluate(self, state: State, position: Position, max_tokens: int | None) -> dict[str, evaluate.Heldout]:
+        with self.phases.within("evaluate"):
+            return self.examiner.evaluate(state, position, max_tokens)
+
+    def write_samples(self, state: State, position: Position) -> list[tuple[str, str]]:
+        with self.phases.within("evaluate"):
+            return self.examiner.write_samples(state, position)
 
     def record_start(self) -> None:
         if changed := self.folder.record(self.config, self.overrides):
@@ -191,9 +218,9 @@ class Run:
         jax.block_until_ready(report.metrics)  # so that the pause below holds nothing of the step
         with self.telling.clock.paused():
             if due(config.eval.every_steps):
-                self.examiner.evaluate(state, position, config.eval.max_tokens)
+                self.evaluate(state, position, config.eval.max_tokens)
             if due(config.sample.every_steps):
-                self.examiner.write_samples(state, position)
+                self.write_samples(state, position)
             if due(config.checkpoint.every_steps) and not report.metrics["skipped"]:
                 self.save(state, position)
 
@@ -201,5 +228,6 @@ class Run:
         meta = position._asdict() | {"config": configs.to_nested(self.config), "tokenizer_sha256": self.feed.tokenizer.sha256}
         meta["skipped"] = num_skipped
         meta["blend"] = edits.to_json(self.feed.blend.edits, self.feed.names)
-        stored = arrangement.canonical(self.config, self.mesh, state)
-        self.checkpoints.save(position.step, stored.params, stored.optimizer, meta)
+        with self.phases.within("save"):
+            stored = arrangement.canonical(self.config, self.mesh, state)
+            self.checkpoints.save(position.step, stored.params, stored.optimizer, meta)

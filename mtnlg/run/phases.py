@@ -1,0 +1,55 @@
+"""What a run is at: at every moment one phase. Who watches over it and who counts its time read the same clock."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+PHASES = {
+    "init": "from the start to the first step: data, devices, restoring",
+    "compile": "the first step, which waits for the compiler",
+    "data": "waiting for the next batch",
+    "step": "training",
+    "evaluate": "held-out loss and samples",
+    "save": "waiting for a checkpoint",
+}
+
+
+class Phases:
+    """The phase now, since when, and how many seconds each has taken; it begins in `init`. Other threads may look."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self.now, self.since = "init", clock()
+        self._secs = dict.fromkeys(PHASES, 0.0)
+
+    @contextlib.contextmanager
+    def within(self, phase: str) -> Iterator[None]:
+        """In the `with` block it is `phase`, and then again what it was before."""
+        before = self.now
+        self.turn(phase)
+        try:
+            yield
+        finally:
+            self.turn(before)
+
+    def turn(self, phase: str) -> None:
+        """From now on it is `phase`."""
+        now = self._clock()
+        self._secs[self.now] += now - self.since
+        self.now, self.since = phase, now
+
+    def waiting(self, items: Iterable, phase: str) -> Iterator:
+        """The same items; while the next one is awaited it is `phase`."""
+        items = iter(items)
+        while True:
+            with self.within(phase):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
+
+    def taken(self) -> dict[str, float]:
+        """Seconds in each phase since this was last asked; phases that took none are left out."""
+        self.turn(self.now)
+        taken, self._secs = self._secs, dict.fromkeys(PHASES, 0.0)
+        return {phase: secs for phase, secs in taken.items() if secs}
