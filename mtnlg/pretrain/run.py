@@ -1,6 +1,7 @@
 """A whole training run: data, model, loop, checkpoints, reports, in one folder. Started again with the same folder, it goes on."""
 
 import contextlib
+import os
 import pathlib
 import shutil
 import sys
@@ -21,8 +22,9 @@ from mtnlg.parallel import mesh as meshes
 from mtnlg.pretrain.examiner import Examiner
 from mtnlg.pretrain.feed import Feed
 from mtnlg.pretrain.telling import Telling
-from mtnlg.run import environment
+from mtnlg.run import environment, goodput
 from mtnlg.run.folder import RunFolder, change_table
+from mtnlg.run.goodput import Ledger
 from mtnlg.run.phases import Phases
 from mtnlg.run.screen import Screen
 from mtnlg.run.stop import StopSignals
@@ -85,10 +87,12 @@ class Run:
 
     def __enter__(self) -> "Run":
         self.telling.__enter__()
+        self.ledger = Ledger(self.path / goodput.FILE if processes.is_first() else os.devnull, self.phases)
         return self
 
     def __exit__(self, *_) -> None:
         self.telling.__exit__()
+        self.ledger.close()
         self.checkpoints.join()  # a save under way is finished whatever ended the run
 
     def train(self) -> Result:
@@ -99,12 +103,13 @@ class Run:
         processes.by_first(self.record_start)  # only now: a refused start leaves no trace
         heldout, written, stop = {}, [], processes.Agreement()
         with StopSignals(STOPS) as signals:
+            self.ledger.begin(position.step)
             self.telling.begin(position)
             self.telling.note(self.feed.epochs_line(position))
             with self.feed.batches(position) as batches:
                 program = self.phased(steps.make(config, self.mesh))
                 hooks = {
-                    "on_report": self.telling.report,
+                    "on_report": self.report,
                     "on_step": self.beside,
                     "should_stop": lambda: stop.agree(signals.received or self.checkpoints.failed),
                 }
@@ -125,6 +130,7 @@ class Run:
                 written = self.write_samples(state, position)
             with self.phases.within("save"):
                 self.checkpoints.wait()
+            self.ledger.write(position.step, ends=finished)
             self.telling.note(self.feed.epochs_line(position))
             how = "finished" if finished else "stopped, to be continued"
             self.telling.note(f"{how} at step {position.step}, saved in {self.path}")
@@ -204,6 +210,12 @@ class Run:
             shutil.rmtree(folder, ignore_errors=True)
         self.feed.tokenizer.save(folder)
 
+    def report(self, report: loop.Report) -> None:
+        """What is told of a step, when the next one is under way."""
+        self.telling.report(report)
+        if report.position.step % self.config.log.every_steps == 0:
+            self.ledger.write(report.position.step)
+
     def beside(self, state: State, report: loop.Report) -> None:
         """After each step: what is due at it."""
         config, position, step = self.config, report.position, report.position.step
@@ -223,6 +235,7 @@ class Run:
                 self.write_samples(state, position)
             if due(config.checkpoint.every_steps) and not report.metrics["skipped"]:
                 self.save(state, position)
+                self.ledger.write(step)
 
     def save(self, state: State, position: Position, num_skipped: int = 0) -> None:
         meta = position._asdict() | {"config": configs.to_nested(self.config), "tokenizer_sha256": self.feed.tokenizer.sha256}
