@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mtnlg import checkpoint
-from mtnlg.core import fault
+from mtnlg.core import fault, schema
 from mtnlg.run import metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -68,14 +68,23 @@ class Inputs:
         return workdir
 
 
-def stored(run: pathlib.Path, step: int, part: str) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint's 'params' or 'optimizer'."""
-    return checkpoint.stored_arrays(run / "checkpoints" / str(step), part)
+def random_batch(model: schema.Model, rows: int, random: np.random.Generator) -> dict[str, np.ndarray]:
+    """One microbatch, [1, B, L], of random tokens that all count."""
+    tokens = random.integers(0, model.vocab_size, (1, rows, model.seq_len + 1), np.int32)
+    ones = np.ones_like(tokens[..., 1:])
+    batch = {"tokens": tokens[..., :-1], "targets": tokens[..., 1:], "positions": ones.cumsum(-1, dtype=np.int32) - 1}
+    return batch | {"segment_ids": ones, "weights": ones.astype(np.float32)}
 
 
 def differences(one: pathlib.Path, other: pathlib.Path, step: int = STEPS) -> list[str]:
     """In what two runs differ, bit by bit: arrays of their last checkpoint, and every line of their metrics but for the speed."""
-    here, there = ({(part, name): a for part in PARTS for name, a in stored(run, step, part).items()} for run in (one, other))
-    found = [" ".join(name) for name in here | there if name not in here or name not in there or here[name].tobytes() != there[name].tobytes()]
+    here, there = _bits(one, step), _bits(other, step)
+    found = [name for name in here | there if here.get(name) != there.get(name)]
     told = [[{k: v for k, v in line.items() if k not in _OF_TIME} for line in metrics.read(run / "metrics.jsonl")] for run in (one, other)]
     return found + ["metrics.jsonl"] * (told[0] != told[1])
+
+
+def _bits(run: pathlib.Path, step: int) -> dict[str, bytes]:
+    """Every array of a checkpoint."""
+    path = run / "checkpoints" / str(step)
+    return {f"{part}/{name}": a.tobytes() for part in PARTS for name, a in checkpoint.stored_arrays(path, part).items()}
