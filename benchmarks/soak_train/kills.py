@@ -3,7 +3,8 @@
 import pathlib
 import signal
 
-from benchmarks.soak_train.runs import STEPS, Figure, Inputs, differences
+from benchmarks.figures import Figure
+from benchmarks.soak_train.runs import STEPS, Inputs, differences
 
 # One run's, one after the other: four in a save, two each in a restore and in a step, one each in preparing data and in evaluating.
 CHAIN = (

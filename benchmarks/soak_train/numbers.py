@@ -3,7 +3,8 @@
 import jax
 import numpy as np
 
-from benchmarks.soak_train.runs import Figure, random_batch
+from benchmarks.figures import Figure
+from benchmarks.soak_train.runs import random_batch
 from mtnlg.core import schema
 from mtnlg.parallel import mesh as meshes
 from mtnlg.train import state as states

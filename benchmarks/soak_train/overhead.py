@@ -8,7 +8,8 @@ from unittest import mock
 import jax
 import numpy as np
 
-from benchmarks.soak_train.runs import Figure, Inputs, random_batch
+from benchmarks.figures import Figure
+from benchmarks.soak_train.runs import Inputs, random_batch
 from benchmarks.train_step import SIZES
 from mtnlg.core import schema
 from mtnlg.parallel import mesh as meshes

@@ -5,7 +5,6 @@ import os
 import pathlib
 import subprocess
 import sys
-from typing import NamedTuple
 
 import numpy as np
 
@@ -25,14 +24,6 @@ TINY = {
     "data": {"heldout_fraction": 0.2},
 }
 _OF_TIME = ("tokens_per_sec", "mfu")  # in metrics.jsonl, and no two runs have the same
-
-
-class Figure(NamedTuple):
-    """One line of the table."""
-
-    target: str
-    measured: str
-    passed: bool
 
 
 class Inputs:
