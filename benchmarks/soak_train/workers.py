@@ -43,7 +43,7 @@ def job(workdir: pathlib.Path, inputs: Inputs, faults: str = "") -> Loss:
 
 
 def losses(folder: pathlib.Path, num_runs: int = 10) -> Figure:
-    """Each run loses a process in every way, at steps 2 to 5, beginning with another one each, and ends with the bits of one that lost none."""
+    """Each run loses a process in every way, at steps 2 to 5, and ends with the bits of one that lost none."""
     inputs, whole, wrong, slowest = Inputs(folder), folder / "whole", [], 0.0
     job(whole, inputs)
     for number in range(num_runs):
