@@ -7,23 +7,24 @@ import numpy as np
 
 from mtnlg.core.errors import ConfigError, DataError
 from mtnlg.data.blend import Blend
+from mtnlg.data.skips import Skips
 
 
 class Edit(NamedTuple):
-    """From sample number `first` on the sources have these weights."""
+    """From draw number `first` on the sources have these weights."""
 
     first: int
     weights: tuple[float, ...]
 
 
 class EditedBlend:
-    """Blends in turn, as the edits say; the first edit begins at sample 0. A sample hangs on its number and the edits before it alone.
+    """Blends in turn, as the edits say, without the draws that are skipped; the first edit begins at draw 0.
 
-    Raises what `Blend` raises.
+    A sample hangs on its number and the edits and skips before it alone. Raises what `Blend` raises.
     """
 
-    def __init__(self, edits: Sequence[Edit], period: int = 1 << 14):
-        self.edits = tuple(edits)
+    def __init__(self, edits: Sequence[Edit], period: int = 1 << 14, skips: Skips | None = None):
+        self.edits, self.skips = tuple(edits), skips or Skips()
         self._firsts = np.array([edit.first for edit in self.edits], np.int64)
         self._blends = [Blend(edit.weights, period) for edit in self.edits]
         before = [np.zeros(len(self.edits[0].weights), np.int64)]
@@ -33,7 +34,7 @@ class EditedBlend:
 
     def locate(self, sample_numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `Blend.locate`: int64 [B] sample numbers to (source int64 [B], number of the sample within its source int64 [B])."""
-        numbers = np.asarray(sample_numbers, np.int64)
+        numbers = self.skips.draws(sample_numbers)
         turns = self._turns(numbers)
         source, index = np.empty_like(numbers), np.empty_like(numbers)
         for turn in np.unique(turns):
@@ -43,15 +44,19 @@ class EditedBlend:
 
     def drawn(self, num_samples: int) -> np.ndarray:
         """int64 [sources]: how many of the first num_samples samples come from each source."""
-        turn = self._turns(num_samples)
-        return self._before[turn] + self._blends[turn].drawn(num_samples - int(self._firsts[turn]))
+        end, passed = self.skips.passed(num_samples)
+        return self._drawn(end) - sum(self._drawn(one.end) - self._drawn(one.first) for one in passed)
+
+    def _drawn(self, num_draws: int) -> np.ndarray:
+        turn = self._turns(num_draws)
+        return self._before[turn] + self._blends[turn].drawn(num_draws - int(self._firsts[turn]))
 
     def _turns(self, numbers):
         return np.searchsorted(self._firsts, numbers, side="right") - 1
 
 
 def go_on(edits: Sequence[Edit], first: int, weights: Sequence[float], order: str) -> tuple[Edit, ...]:
-    """The edits of a run that has consumed `first` samples under `edits` and goes on with these weights.
+    """The edits of a run that goes on at draw `first`, after draws under `edits`, with these weights.
 
     Raises ConfigError where the order of samples is Megatron's: it shuffles all the draws of a run beforehand, and would begin again.
     """
