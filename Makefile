@@ -17,7 +17,7 @@ SMALL := runs/chat/smollm2
 MODEL ?= $(SMALL)
 CHAT_ARGS ?= --temperature=0
 
-.PHONY: help demo chat test test-slow test-py312 bench soak lint format clean FORCE
+.PHONY: help demo chat test test-slow test-py312 bench soak soak-train lint format clean FORCE
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -44,6 +44,9 @@ bench: .venv/.installed  ## time a training step
 
 soak: .venv/.installed  ## the ten figures of `mtnlg serve`, an hour and ten minutes (SOAK_ARGS="--only=1,3 --minutes=5")
 	@.venv/bin/python -m benchmarks.soak $(SOAK_ARGS)
+
+soak-train: .venv/.installed  ## what a run survives, in figures, three quarters of an hour (SOAK_ARGS="--only=1,6")
+	@.venv/bin/python -m benchmarks.soak_train $(SOAK_ARGS)
 
 lint: .venv/.installed  ## ruff, and whether everything is formatted
 	@.venv/bin/python -m ruff check

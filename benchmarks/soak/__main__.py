@@ -8,11 +8,10 @@ import functools
 import pathlib
 import sys
 import tempfile
-import time
-import traceback
 
+from benchmarks.figures import Figure, measured, print_table
 from benchmarks.soak import crowd, ending, hours, sameness, slow, strangers
-from benchmarks.soak.served import Figure, serving, write_model
+from benchmarks.soak.served import serving, write_model
 
 _OF_ONE_SERVER = {
     1: lambda server, own, options: strangers.malformed(server, options.requests),
@@ -38,23 +37,11 @@ def measure(wanted: list[int], options: argparse.Namespace) -> dict[int, Figure]
         own = functools.partial(serving, write_model(pathlib.Path(folder)))
         if shared := [number for number in wanted if number in _OF_ONE_SERVER]:
             with own() as server:
-                found |= {number: _measured(number, server, own, options) for number in shared}
+                found |= {number: measured(number, functools.partial(FIGURES[number], server, own, options)) for number in shared}
         for number in (number for number in wanted if number in _OF_ITS_OWN):
             with own() as server:
-                found[number] = _measured(number, server, own, options)
-    return dict(sorted(found.items()))
-
-
-def _measured(number: int, server, own, options: argparse.Namespace) -> Figure:
-    """A figure whose measurement fails is missed, and the others are measured nevertheless."""
-    begin = time.monotonic()
-    try:
-        figure = FIGURES[number](server, own, options)
-    except Exception as error:
-        traceback.print_exc()
-        figure = Figure("to be measured", f"{type(error).__name__}: {error}", False)
-    print(f"figure {number}: {'reached' if figure.passed else 'MISSED'} ({time.monotonic() - begin:.0f} s)", file=sys.stderr, flush=True)
-    return figure
+                found[number] = measured(number, functools.partial(FIGURES[number], server, own, options))
+    return found
 
 
 def main() -> int:
@@ -66,11 +53,7 @@ def main() -> int:
     wanted = [int(number) for number in options.only.split(",")]
     if unknown := set(wanted) - set(FIGURES):
         parser.error(f"--only: there is no figure {unknown.pop()}")
-    found = measure(wanted, options)
-    print("| figure | target | measured | reached |\n|---|---|---|---|")
-    for number, (target, measured, passed) in found.items():
-        print(f"| {number} | {target} | {measured} | {'yes' if passed else 'NO'} |")
-    return 0 if all(figure.passed for figure in found.values()) else 1
+    return print_table(measure(wanted, options))
 
 
 if __name__ == "__main__":

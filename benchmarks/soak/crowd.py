@@ -5,8 +5,9 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+from benchmarks.figures import Figure
 from benchmarks.soak.answers import ask
-from benchmarks.soak.served import ENDLESS, KEYS, ROWS, Figure, Server, bar, client, until
+from benchmarks.soak.served import ENDLESS, KEYS, ROWS, Server, bar, client, until
 
 _MOST_SECS = 1.0
 _EVENTS_READ = 3

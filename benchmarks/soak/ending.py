@@ -8,7 +8,8 @@ import threading
 import time
 from collections import Counter
 
-from benchmarks.soak.served import ENDLESS, ROWS, Figure, Server
+from benchmarks.figures import Figure
+from benchmarks.soak.served import ENDLESS, ROWS, Server
 from tests.serve import raw
 
 _MOST_SECS = 30

@@ -8,8 +8,9 @@ from collections import Counter
 import httpx
 import numpy as np
 
+from benchmarks.figures import Figure
 from benchmarks.soak.answers import ask
-from benchmarks.soak.served import ENDLESS, KEYS, Figure, Server, bar, client
+from benchmarks.soak.served import ENDLESS, KEYS, Server, bar, client
 
 _CLIENTS = 6
 _EVERY_SECS = 0.5

@@ -7,8 +7,9 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from benchmarks.figures import Figure
 from benchmarks.soak.answers import ask
-from benchmarks.soak.served import KEYS, Figure, Server, bar, client
+from benchmarks.soak.served import KEYS, Server, bar, client
 
 _WORDS = ["the", "cat", "sat", "on", "the", "mat", "and", "the", "dog", "lay", "under", "the", "table"]
 _OPENING = "You are a helpful cat. " + "the cat sat on the mat, and the dog lay under the table. " * 12  # more than a block of the cache

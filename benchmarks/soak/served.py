@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import httpx
 
@@ -20,14 +19,6 @@ ROWS, QUEUE = 8, 100
 END_IDS = (0, 1, 2, 3)  # of its tokenizer, as ids that are no text
 ENDLESS = {"slide": True, "max_tokens": 60_000, "logit_bias": dict.fromkeys(map(str, END_IDS), -100)}
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
-
-
-class Figure(NamedTuple):
-    """One line of the table."""
-
-    target: str
-    measured: str
-    passed: bool
 
 
 @dataclasses.dataclass

@@ -7,8 +7,9 @@ import time
 
 import numpy as np
 
+from benchmarks.figures import Figure
 from benchmarks.soak.answers import ask
-from benchmarks.soak.served import Figure, Server, bar
+from benchmarks.soak.served import Server, bar
 from tests.serve import raw
 
 _MOST_OPEN_SECS = 15

@@ -9,7 +9,8 @@ import httpx
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.soak.served import NAME, Figure, Server, bar
+from benchmarks.figures import Figure
+from benchmarks.soak.served import NAME, Server, bar
 from mtnlg.serve import app
 from mtnlg.serve.limits import Limits
 from mtnlg.serve.service import Service

@@ -21,6 +21,7 @@ VERBS = {
     "launch": "start a training job in several processes",
     "data": "make a corpus: extract, clean, deduplicate, decontaminate, tokenise, blend",
     "convert": "bring weights in and out: Hugging Face, llama.cpp, Megatron-LM",
+    "goodput": "where a run's time went, as a table and a picture",
     "ckpt": "list, verify, show, compare and export checkpoints",
     "demo": "train a small model on this Python's own library and show what it learnt",
 }

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import pathlib
 import shutil
 import sys
@@ -23,8 +24,9 @@ from mtnlg.pretrain import fast
 from mtnlg.pretrain.examiner import Examiner
 from mtnlg.pretrain.feed import Feed
 from mtnlg.pretrain.telling import Telling
-from mtnlg.run import environment
+from mtnlg.run import environment, goodput
 from mtnlg.run.folder import RunFolder, change_table
+from mtnlg.run.goodput import Ledger
 from mtnlg.run.phases import Phases
 from mtnlg.run.screen import Screen
 from mtnlg.run.stop import StopSignals
@@ -89,10 +91,12 @@ class Run:
 
     def __enter__(self) -> "Run":
         self.telling.__enter__()
+        self.ledger = Ledger(self.path / goodput.FILE if processes.is_first() else os.devnull, self.phases)
         return self
 
     def __exit__(self, *_) -> None:
         self.telling.__exit__()
+        self.ledger.close()
         for tier in self.tiers:
             tier.join()  # a save under way is finished whatever ended the run
 
@@ -110,6 +114,7 @@ class Run:
         processes.by_first(self.record_start)  # only now: a refused start leaves no trace
         heldout, written = {}, []
         with StopSignals(STOPS) as signals:
+            self.ledger.begin(position.step)
             self.telling.begin(position)
             self.telling.note(self.feed.epochs_line(position))
             with self.feed.batches(position) as batches:
@@ -119,7 +124,7 @@ class Run:
                 while not ended:
                     stop = processes.Agreement()
                     hooks = {
-                        "on_report": self.telling.report,
+                        "on_report": self.report,
                         "on_step": self.beside,
                         "should_stop": lambda stop=stop: stop.agree(signals.received or self.has_failed_save),
                     }
@@ -141,6 +146,7 @@ class Run:
             self.settle(state, position, num_skipped)
             if self.fast:
                 processes.by_first(lambda: self.fast.forget(position.step))
+            self.ledger.write(position.step, ends=finished)
             self.telling.note(self.feed.epochs_line(position))
             how = "finished" if finished else "stopped, to be continued"
             self.telling.note(f"{how} at step {position.step}, saved in {self.path}")
@@ -234,6 +240,12 @@ class Run:
             shutil.rmtree(folder, ignore_errors=True)
         self.feed.tokenizer.save(folder)
 
+    def report(self, report: loop.Report) -> None:
+        """What is told of a step, when the next one is under way."""
+        self.telling.report(report)
+        if report.position.step % self.config.log.every_steps == 0:
+            self.ledger.write(report.position.step)
+
     def beside(self, state: State, report: loop.Report) -> None:
         """After each step: what is due at it."""
         config, position, step = self.config, report.position, report.position.step
@@ -254,12 +266,10 @@ class Run:
                 heldout_loss = evaluate.whole(self.evaluate(state, position, config.eval.max_tokens).values()).loss
             if due(config.sample.every_steps):
                 self.write_samples(state, position)
-            if report.metrics["skipped"]:
-                return
-            if due(saving.every_steps):
-                self.save(state, position, heldout_loss=heldout_loss)
-            elif due(saving.fast_every_steps):
-                self.save(state, position, tier=self.fast)
+            tier = self.checkpoints if due(saving.every_steps) else self.fast if due(saving.fast_every_steps) else None
+            if tier and not report.metrics["skipped"]:
+                self.save(state, position, heldout_loss=heldout_loss, tier=tier)
+                self.ledger.write(step)
 
     @property
     def has_failed_save(self) -> bool:

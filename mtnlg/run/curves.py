@@ -12,7 +12,7 @@ from mtnlg.run import metrics
 SIZE_INCHES, DOTS_PER_INCH = (10, 7.5), 120
 _SMOOTHING = 100  # the smoothed loss averages this part of the run's points to each side
 _BLUE, _ORANGE, _GREEN, _PURPLE, _GREY = "#2f6db3", "#d9622b", "#3a8f5c", "#7b5aa6", "#767676"
-_STYLE = {
+STYLE = {
     "font.size": 10,
     "axes.spines.right": False,
     "axes.edgecolor": "#b0b0b0",
@@ -42,7 +42,7 @@ def draw(metrics_path, references: dict[str, float] | None = None) -> pathlib.Pa
 
     lines = metrics.read(metrics_path)
     path = pathlib.Path(metrics_path).with_name("curves.png")
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(SIZE_INCHES, DOTS_PER_INCH, layout="constrained")
         losses, rate, norm = figure.subplots(3, sharex=True, height_ratios=(4, 1, 1))
         _draw_losses(losses, lines, references or {})

@@ -13,7 +13,7 @@ from runs import arrays, losses, require_same
 from mtnlg.core import config as configs
 from mtnlg.core import fault
 from mtnlg.pretrain import run as pretrain
-from mtnlg.run import metrics
+from mtnlg.run import goodput, metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 # One after the other in one run, which saves at steps 3 and 6.
@@ -47,3 +47,6 @@ def test_killed_and_started_again_it_is_the_same_run(kills, resolve, tmp_path):
     assert losses(whole) == losses(killed), "a line for every step, and one"
     assert heldout(whole) == heldout(killed) and len(heldout(whole)) == 1
     assert sorted(path.name for path in (killed / "checkpoints").iterdir()) == ["3", "6"]
+    account = goodput.read(killed / goodput.FILE)
+    assert account.num_starts == 1 + sum(phase != "prepare" for phase in kills) - kills.count("restore")
+    assert account.secs["down"] > 0 and (account.secs["lost"] > 0) == ("step,step:5" in kills)
