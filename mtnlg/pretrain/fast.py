@@ -22,7 +22,7 @@ def open_folder(config: schema.Checkpoint, workdir: pathlib.Path) -> Checkpoints
         return None
     folder = pathlib.Path(config.fast_directory)
     processes.by_first(lambda: _tie(workdir, folder))
-    same = {f"the run of {folder}": _read(folder) or "none"}
+    same = {f"the run that {folder} belongs to": _read(folder) or "none"}
     processes.require_same(same, f"{NAMED_BY} on a file system that every process sees, or none")
     return Checkpoints(folder, keep_last=1)
 
