@@ -12,46 +12,71 @@ import os
 import pathlib
 import shutil
 import threading
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from mtnlg.core import config as configs
 from mtnlg.core import fault, files, manifest, schema
-from mtnlg.core.errors import DataError, MissingInput
+from mtnlg.core.errors import DataError, MissingInput, MtnlgError, TemporaryFailure
+from mtnlg.core.keeping import kept
 from mtnlg.core.tree import by_path, path_name
 from mtnlg.parallel import processes
 
+FORMAT = 1  # of a step folder; what `load` reads
 SMALLEST_CHUNK_BYTES, LARGEST_CHUNK_BYTES = 1 << 20, 1 << 26
 
 
 class Checkpoints:
-    """The checkpoints of one run. Saving goes on in the background; `failed` tells early when it went wrong, `wait` raises why."""
+    """The checkpoints of one run in one folder. Saving goes on in the background; `failed` tells early when it went wrong.
 
-    def __init__(self, directory: str | os.PathLike, keep_last: int):
+    keep_last, keep_every_steps, keep_best: which steps outlive the save of a newer one, as in `keeping.kept`.
+    """
+
+    def __init__(self, directory: str | os.PathLike, keep_last: int, keep_every_steps: int = 0, keep_best: int = 0):
         self.directory = pathlib.Path(directory)
-        self.keep_last = keep_last
+        self._keep = (keep_last, keep_every_steps, keep_best)
         self._worker: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._failure: TemporaryFailure | None = None
 
     def save(self, step: int, params, optimizer, meta: dict) -> None:
-        """Starts writing a step; the arrays may be donated or changed when this returns. Raises TemporaryFailure (a full disk)."""
+        """Starts writing a step; the arrays may be donated or changed when this returns.
+
+        When the save before failed for want of room, this is its second try, and is waited for: raises TemporaryFailure if it fails too.
+        """
         from orbax.checkpoint import v1 as ocp
 
-        self.wait()
+        is_second_try, self._failure = self.settle() is not None, None
         unfinished = self.directory / f"{step}.saving"
         num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves((params, optimizer)))
-        with files.writing_by_library(unfinished, num_bytes):
-            fault.point("save", step)
-            if processes.is_first():  # Orbax lets nobody write before process 0 is here
-                shutil.rmtree(unfinished, ignore_errors=True)
-                self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self._prepare(step, unfinished, num_bytes)
             chunked = ocp.Context()
             chunked.array.saving.scoped_storage_options_creator = _chunks
-            with chunked:
+            with files.writing_by_library(unfinished, num_bytes), chunked:
                 response = ocp.save_checkpointables_async(unfinished.absolute(), {"params": params, "optimizer": optimizer})
-        self._worker = threading.Thread(target=self._finish, args=(response, unfinished, self.directory / str(step), meta, num_bytes))
-        self._worker.start()
+            arguments = (response, unfinished, self.directory / str(step), meta, num_bytes)
+            self._worker = threading.Thread(target=self._finish, args=arguments)
+            self._worker.start()
+        except TemporaryFailure as error:
+            self._error = error  # as if it had been met in the background
+        if is_second_try:
+            self.wait()
+
+    def _prepare(self, step: int, unfinished: pathlib.Path, num_bytes: int) -> None:
+        """Fails in every process if in any: Orbax would wait for the one that does not come."""
+        error = None
+        try:
+            with files.writing(unfinished, num_bytes):
+                fault.point("save", step)
+                if processes.is_first():  # Orbax lets nobody write before process 0 is here
+                    self._clear(unfinished)
+                    self.directory.mkdir(parents=True, exist_ok=True)
+        except MtnlgError as failure:
+            error = failure
+        processes.raise_together(error)
 
     def _finish(self, response, unfinished: pathlib.Path, final: pathlib.Path, meta: dict, num_bytes: int) -> None:
         try:
@@ -61,13 +86,18 @@ class Checkpoints:
                     self.publish(unfinished, final, meta)
         except BaseException as error:
             if processes.is_first():
-                shutil.rmtree(unfinished, ignore_errors=True)
+                self._clear(unfinished)
             self._error = error
+
+    def _clear(self, unfinished: pathlib.Path) -> None:
+        """Removes what there is of a step that will not be finished, Orbax's own drafts too: a full disk needs the room."""
+        for left in self.directory.glob(f"{unfinished.name}*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def publish(self, unfinished: pathlib.Path, final: pathlib.Path, meta: dict) -> None:
         """Gives a step that is on the disk its meta and its manifest, and then its name; only in process 0. Raises OSError."""
         fault.point("publish", int(final.name))
-        files.write_synced(unfinished / "meta.json", json.dumps(meta, indent=1))
+        files.write_synced(unfinished / "meta.json", json.dumps({"format": FORMAT} | meta, indent=1))
         files.write_synced(unfinished / manifest.NAME, manifest.content(unfinished))
         files.sync_folder(unfinished)
         fault.point("rename", int(final.name))
@@ -75,7 +105,8 @@ class Checkpoints:
             final.rename(_unused(self.directory / f"{final.name}.replaced"))
         unfinished.rename(final)
         files.sync_folder(self.directory)
-        for old in self.steps()[: -self.keep_last]:
+        losses = {step: _heldout_loss(self.directory / str(step)) for step in self.steps()}
+        for old in losses.keys() - kept(losses, *self._keep):
             _delete(self.directory / str(old))
 
     @property
@@ -84,10 +115,20 @@ class Checkpoints:
         return self._error is not None
 
     def wait(self) -> None:
-        """Until the save under way is on disk, in every process. Raises what went wrong; what did in process 0, in all of them."""
-        self.join()
-        processes.by_first(self._raise_error)  # process 0 publishes, which takes the longest
-        self._raise_error()
+        """Until the save under way is on disk, in every process. Raises in all of them what went wrong in one: TemporaryFailure, ..."""
+        if failure := self.settle():
+            raise failure
+
+    def settle(self) -> TemporaryFailure | None:
+        """As `wait`, but the failure that a second try may mend is returned, in every process, until there is one."""
+        if self._worker is not None or self._error is not None:  # so in every process, or in none
+            self.join()
+            error, self._error = self._error, None
+            try:
+                processes.raise_together(error)
+            except TemporaryFailure as failure:
+                self._failure = failure
+        return self._failure
 
     def join(self) -> None:
         """Until this process has done its part of the save under way."""
@@ -95,36 +136,15 @@ class Checkpoints:
             self._worker.join()
             self._worker = None
 
-    def _raise_error(self) -> None:
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
     def steps(self) -> list[int]:
         """The whole steps on disk, oldest first."""
         return whole_steps(self.directory)
 
-    def newest_good(self, report=print) -> pathlib.Path | None:
-        """The newest step that passes its manifest; newer, damaged ones are named and set aside as `STEP.corrupt`, never deleted.
-
-        None when nothing was saved yet. Raises DataError, and moves nothing, when there are steps and all are damaged.
-        """
-        name = processes.by_first(lambda: self._newest_good(report))
-        return name and self.directory / name
-
-    def _newest_good(self, report) -> str | None:
-        damaged = {}
-        for found in (self.directory / str(step) for step in reversed(self.steps())):
-            if not (damage := manifest.problems(found)):
-                for other, first in damaged.items():
-                    aside = _unused(self.directory / f"{other.name}.corrupt")
-                    other.rename(aside)
-                    report(f"checkpoint {other} is damaged ({first}): set aside as {aside.name}")
-                return found.name
-            damaged[found] = damage[0]
-        if damaged:
-            raise DataError("every checkpoint is damaged", str(self.directory), "another --workdir, or restore a copy")
-        return None
+    def forget(self, up_to_step: int) -> None:
+        """Deletes what newer steps elsewhere have overtaken; only in process 0, while nothing is being saved."""
+        for step in self.steps():
+            if step <= up_to_step:
+                _delete(self.directory / str(step))
 
     def clear_unfinished(self) -> None:
         """Removes what an interrupted save or deletion left behind; only for the one writer of the folder, before its first save."""
@@ -139,6 +159,32 @@ def whole_steps(directory: str | os.PathLike) -> list[int]:
     if not directory.is_dir():
         return []
     return sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal() and (p / manifest.NAME).is_file())
+
+
+def newest_good(directories: Sequence[pathlib.Path], report=print) -> pathlib.Path | None:
+    """The newest step of all folders that passes its manifest, of equal ones the first folder's.
+
+    Newer, damaged ones are named and set aside as `STEP.corrupt`, never deleted. None when nothing was saved yet. Raises DataError, and
+    moves nothing, when there are steps and all are damaged.
+    """
+    name = processes.by_first(lambda: _newest_good(directories, report))
+    return name and pathlib.Path(name)
+
+
+def _newest_good(directories: Sequence[pathlib.Path], report) -> str | None:
+    damaged = {}
+    found = [(step, -rank, directory / str(step)) for rank, directory in enumerate(directories) for step in whole_steps(directory)]
+    for *_, step_dir in sorted(found, reverse=True):
+        if not (damage := manifest.problems(step_dir)):
+            for other, first in damaged.items():
+                aside = _unused(other.with_name(f"{other.name}.corrupt"))
+                other.rename(aside)
+                report(f"checkpoint {other} is damaged ({first}): set aside as {aside.name}")
+            return str(step_dir)
+        damaged[step_dir] = damage[0]
+    if damaged:
+        raise DataError("every checkpoint is damaged", ", ".join(map(str, directories)), "another --workdir, or restore a copy")
+    return None
 
 
 def find(path: str | os.PathLike) -> pathlib.Path:
@@ -170,8 +216,20 @@ def require_good(step_dir: pathlib.Path) -> None:
 
 
 def meta(step_dir: pathlib.Path) -> dict:
-    """What was stored beside the arrays."""
-    return json.loads((step_dir / "meta.json").read_text())
+    """What was stored beside the arrays. Raises DataError when a later version of mtnlg has written it in a form that is not known here."""
+    stored = json.loads((step_dir / "meta.json").read_text())
+    if stored.get("format", FORMAT) > FORMAT:
+        writer = f"mtnlg {stored.get('versions', {}).get('mtnlg', 'of a later version')}"
+        what = f"the checkpoint is of format {stored['format']}, and this version reads {FORMAT}"
+        raise DataError(what, str(step_dir), f"{writer}, which has written it")
+    return stored
+
+
+def _heldout_loss(step_dir: pathlib.Path) -> float | None:
+    try:
+        return json.loads((step_dir / "meta.json").read_text()).get("heldout_loss")
+    except (OSError, ValueError):  # damaged: found out when it is to be restored
+        return None
 
 
 def load(step_dir: pathlib.Path, part: str, abstract, config: schema.Config, dtype: str | None = None):

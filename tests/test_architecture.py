@@ -69,6 +69,7 @@ HOMES = {
     "datasets": {"factory"},
 }
 NO_JAX = tuple(f"core.{name}" for name in ("schema", "config", "errors", "validate", "fault", "files", "lock", "extras", "strict_json"))
+NO_JAX += ("core.keeping", "core.resuming")
 NO_JAX += ("core.manifest", "data", "corpus", "factory", "interop", "run", "launch", "cli")
 NO_JAX += ("infer.request", "infer.truncate", "infer.stretch", "infer.int8_parts", "infer.room")
 NO_JAX += tuple(f"serve.{path.stem}" for path in (PACKAGE / "serve").glob("*.py") if path.stem != "worker")

@@ -1,4 +1,4 @@
-"""The hash list of a folder: size and SHA-256 of every file, written last."""
+"""The hash list of a folder: size and SHA-256 of every file, and of the list itself; written last."""
 
 import hashlib
 import json
@@ -12,7 +12,11 @@ CURE = "all of it, copied again; or, if you have changed it yourself, without MA
 def content(directory: pathlib.Path, known: dict[str, dict] | None = None) -> str:
     """What `MANIFEST.json` of a folder says. known: rows of files that were hashed as they were written."""
     rows = {name: (known or {}).get(name) or row(directory / name) for name in _files(directory)}
-    return json.dumps({"format": 1, "files": rows}, indent=1)
+    return json.dumps({"format": 1, "files": rows, "sha256": _seal(rows)}, indent=1)
+
+
+def _seal(rows: dict[str, dict]) -> str:
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def row(path: pathlib.Path) -> dict:
@@ -26,10 +30,15 @@ def problems(directory: pathlib.Path, belongs: Callable[[str], bool] = lambda na
     belongs: whether a name would be read if it were there; files of other names may lie beside those of the list.
     """
     try:
-        expected = json.loads((directory / NAME).read_text())["files"]
-        expected = {str(name): (int(row["bytes"]), str(row["sha256"])) for name, row in expected.items()}
+        text = (directory / NAME).read_text()
+        listed = json.loads(text)
+        rows = listed["files"]
+        expected = {str(name): (int(row["bytes"]), str(row["sha256"])) for name, row in rows.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return [f"{NAME} cannot be read"]
+    sealed = {"sha256": _seal(rows)} if listed.keys() != {"format", "files"} else {}  # older lists are not
+    if text != json.dumps({"format": 1, "files": rows} | sealed, indent=1):
+        return [f"{NAME} has changed"]
     try:
         present = {name: directory / name for name in _files(directory)}
     except OSError as error:

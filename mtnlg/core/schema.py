@@ -148,7 +148,18 @@ class Sample:
 @dataclass(frozen=True)
 class Checkpoint:
     every_steps: int = key(1000, "save every so many steps, and at the end")
-    keep_last: int = key(2, "checkpoints kept; older ones are deleted after a newer one is complete")
+    keep_last: int = key(2, "newest checkpoints kept; others are deleted after a newer one is complete")
+    keep_every_steps: int = key(0, "checkpoints at multiples of so many steps are never deleted; 0: none")
+    keep_best: int = key(0, "so many with the least held-out loss are kept too, of those saved at steps of eval.every_steps; 0: none")
+    fast_directory: str | None = key(None, "a folder on a fast disk for more frequent checkpoints of this run alone; none: no such")
+    fast_every_steps: int = key(0, "save into fast_directory every so many steps, the newest one is kept; the end is saved in WORKDIR")
+
+
+@dataclass(frozen=True)
+class Resume:
+    allow: tuple[str, ...] = key(
+        (), "keys or groups (optimizer.beta2, model) that may differ from the checkpoint's at this start; data: its tokens too"
+    )
 
 
 @dataclass(frozen=True)
@@ -216,6 +227,7 @@ class Config:
     eval: Eval = section(Eval, "held-out loss")
     sample: Sample = section(Sample, "samples on the way")
     checkpoint: Checkpoint = section(Checkpoint, "what is kept")
+    resume: Resume = section(Resume, "going on from a checkpoint")
     log: Log = section(Log, "what is reported")
     mesh: Mesh = section(Mesh, "degrees of parallelism, and what lies where")
     pipeline: Pipeline = section(Pipeline, "the order of work on pipeline stages, and their layers")

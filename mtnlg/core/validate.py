@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from math import gcd, inf
 from operator import attrgetter
 
-from mtnlg.core import schema
+from mtnlg.core import resuming, schema
 from mtnlg.core.schema import SCHEDULES
 
 # (what is wrong, what is right, the keys); a key that is none is right, and not-a-number never is.
@@ -24,7 +24,7 @@ _RANGES = (
         "must not be negative",
         lambda v: v >= 0,
         "model.position_offset train.num_steps train.ramp_samples optimizer.warmup_tokens eval.every_steps sample.every_steps "
-        "log.norms_every_steps",
+        "log.norms_every_steps checkpoint.keep_every_steps checkpoint.keep_best checkpoint.fast_every_steps",
     ),
     (
         "must be above 0 and finite",
@@ -44,7 +44,9 @@ _RANGES = (
 def problems(config: schema.Config) -> list[str]:
     """One line for each value out of range, then for each contradiction: the keys, their values, and a value that would do."""
     return [
-        line for check in (_ranges, _model, _mesh, _pipeline, _layers, _log, _batch, _optimizer, _data, _sample) for line in check(config)
+        line
+        for check in (_ranges, _model, _mesh, _pipeline, _layers, _log, _batch, _optimizer, _data, _sample, _checkpoint)
+        for line in check(config)
     ]
 
 
@@ -252,6 +254,24 @@ def _sample(config):
     sample, seq_len = config.sample, config.model.seq_len
     if sample.prompts and sample.max_new_tokens >= seq_len:
         yield f"sample.max_new_tokens={sample.max_new_tokens} leaves no room for a prompt in model.seq_len={seq_len}"
+
+
+def _checkpoint(config):
+    checkpoint = config.checkpoint
+    if checkpoint.keep_best and not config.eval.every_steps:
+        yield (
+            f"checkpoint.keep_best={checkpoint.keep_best} needs held-out losses on the way, and eval.every_steps is 0: "
+            f"take eval.every_steps={checkpoint.every_steps}"
+        )
+    if checkpoint.fast_every_steps and checkpoint.fast_directory is None:
+        yield f"checkpoint.fast_every_steps={checkpoint.fast_every_steps} needs a folder: take checkpoint.fast_directory=PATH"
+    if checkpoint.fast_directory is not None and not checkpoint.fast_every_steps:
+        every = max(checkpoint.every_steps // 10, 1)
+        yield (
+            f"checkpoint.fast_directory={checkpoint.fast_directory} would never be written to, as checkpoint.fast_every_steps is 0: "
+            f"take checkpoint.fast_every_steps={every}"
+        )
+    yield from resuming.allow_problems(config)
 
 
 def _parted(config) -> dict[str, int]:

@@ -88,15 +88,40 @@ def by_first(action: Callable):
         try:
             answer = {"value": action()}
         except MtnlgError as error:
-            answer = {"error": type(error).__name__, "said": [error.what, error.where, error.cure]}
+            answer = _told(error)
         store.key_value_set(key, json.dumps(answer))
     else:
         answer = json.loads(_wait_for(key))
     if "error" in answer:
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # somebody is late: what went wrong matters more
             store.wait_at_barrier(key, _GOODBYE_MS)  # the store ends with process 0: everybody has read when it goes on
-        raise getattr(errors, answer["error"])(*answer["said"])
+        raise _retold(answer)
     return answer["value"]
+
+
+def raise_together(error: BaseException | None) -> None:
+    """Raises in every process what went wrong in the first that has an error; what is no MtnlgError is raised where it is alone."""
+    if error is not None and not (isinstance(error, MtnlgError) and jax.process_count() > 1):
+        raise error
+    if jax.process_count() == 1:
+        return
+    key = f"mtnlg/{next(_calls)}"
+    global_state.client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(error and _told(error)))
+
+    def first() -> None:
+        for told in [json.loads(_wait_for(f"{key}/{process}")) for process in range(jax.process_count())]:
+            if told is not None:
+                raise _retold(told)
+
+    by_first(first)
+
+
+def _told(error: MtnlgError) -> dict:
+    return {"error": type(error).__name__, "said": [error.what, error.where, error.cure]}
+
+
+def _retold(told: dict) -> MtnlgError:
+    return getattr(errors, told["error"])(*told["said"])
 
 
 def _wait_for(key: str) -> str:
@@ -152,6 +177,12 @@ class Agreement:
         """Call it in every process, as often in each."""
         if jax.process_count() == 1:
             return yes
-        votes = jax.make_array_from_callback((self._each.mesh.size,), self._each, lambda _: np.array([yes]))
-        answer, self._before = self._before, self._any(votes)
+        answer, self._before = self._before, self._vote(yes)
         return bool(answer)
+
+    def at_once(self, yes: bool) -> bool:
+        """The answer to this very call, for which the devices wait."""
+        return yes if jax.process_count() == 1 else bool(self._vote(yes))
+
+    def _vote(self, yes: bool) -> jax.Array:
+        return self._any(jax.make_array_from_callback((self._each.mesh.size,), self._each, lambda _: np.array([yes])))

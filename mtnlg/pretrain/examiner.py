@@ -29,8 +29,9 @@ class Examiner:
             name: evaluate.heldout(self._score, self._mesh, state.params, heldout.batches(rows, max_tokens))
             for name, heldout in self._feed.heldout()
         }
-        whole = evaluate.Heldout(sum(h.nats for h in found.values()), sum(h.num_tokens for h in found.values()))
-        losses = {"heldout_loss": whole.loss} | ({f"heldout_loss/{name}": h.loss for name, h in found.items()} if len(found) > 1 else {})
+        losses = {"heldout_loss": evaluate.whole(found.values()).loss} | (
+            {f"heldout_loss/{name}": h.loss for name, h in found.items()} if len(found) > 1 else {}
+        )
         epochs_read = {f"epochs/{name}": value for name, value in self._feed.epochs(position.samples).items()}
         self._telling.heldout(position, losses, epochs_read)
         return found

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mtnlg.core import config as configs
-from mtnlg.core import fault, schema
+from mtnlg.core import fault, files, schema
 from mtnlg.corpus import build, manifest
 from mtnlg.data import edits, epochs
 from mtnlg.data import tokenizer as tokenizers
@@ -28,7 +28,8 @@ class Feed:
 
     def __init__(self, config: schema.Config, mesh: Mesh, directory: pathlib.Path):
         self._config, self._mesh = config, mesh
-        fault.point("prepare")
+        with files.writing(directory):
+            fault.point("prepare")
         processes.by_first(lambda: str(build.prepare(config, directory)))
         self.prepared = manifest.load(directory)
         self.tokenizer = tokenizers.load(self.prepared.tokenizer)
@@ -39,6 +40,14 @@ class Feed:
     def names(self) -> list[str]:
         """Of the sources."""
         return [source.name for source in self.prepared.sources]
+
+    @property
+    def fingerprint(self) -> dict:
+        """Of what is trained on: {'tokens': {file: SHA-256}, 'eod_id': the id that ends a document}."""
+        stores = {source.name: source.train for source in self.prepared.sources}
+        tokens = {f"{name}.bin": store.bin_sha256 for name, store in stores.items()}
+        tokens |= {f"{name}.idx": store.idx_sha256 for name, store in stores.items()}
+        return {"tokens": tokens, "eod_id": self.tokenizer.eod_id}
 
     @property
     def heldout_bytes(self) -> int:

@@ -1,6 +1,7 @@
 """A whole training run: data, model, loop, checkpoints, reports, in one folder. Started again with the same folder, it goes on."""
 
 import contextlib
+import math
 import os
 import pathlib
 import shutil
@@ -14,11 +15,12 @@ from jax.sharding import Mesh
 from mtnlg import checkpoint, pretrained
 from mtnlg.checkpoint import Checkpoints
 from mtnlg.core import config as configs
-from mtnlg.core import fault, files, schema
+from mtnlg.core import fault, files, resuming, schema
 from mtnlg.core.errors import DataError
 from mtnlg.data import edits
 from mtnlg.parallel import arrangement, processes, timetable
 from mtnlg.parallel import mesh as meshes
+from mtnlg.pretrain import fast
 from mtnlg.pretrain.examiner import Examiner
 from mtnlg.pretrain.feed import Feed
 from mtnlg.pretrain.telling import Telling
@@ -83,7 +85,9 @@ class Run:
         self.feed = Feed(config, mesh, pathlib.Path(config.data.directory or self.path / "data"))
         self.telling = Telling(config, mesh, self.path)
         self.examiner = Examiner(config, mesh, self.feed, self.telling)
-        self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep_last)
+        keep = config.checkpoint
+        self.checkpoints = Checkpoints(self.path / "checkpoints", keep.keep_last, keep.keep_every_steps, keep.keep_best)
+        self.fast = fast.open_folder(config.checkpoint, self.path)
 
     def __enter__(self) -> "Run":
         self.telling.__enter__()
@@ -93,43 +97,55 @@ class Run:
     def __exit__(self, *_) -> None:
         self.telling.__exit__()
         self.ledger.close()
-        self.checkpoints.join()  # a save under way is finished whatever ended the run
+        for tier in self.tiers:
+            tier.join()  # a save under way is finished whatever ended the run
+
+    @property
+    def tiers(self) -> list[Checkpoints]:
+        """The checkpoints in the run's own folder, which last, and those on a fast disk, if there is one."""
+        return [self.checkpoints, *([self.fast] if self.fast else [])]
 
     def train(self) -> Result:
         config = self.config
-        processes.by_first(self.checkpoints.clear_unfinished)
+        for tier in self.tiers:
+            processes.by_first(tier.clear_unfinished)
         state, position, num_skipped = self.restore()
         processes.by_first(self.keep_tokenizer)
         processes.by_first(self.record_start)  # only now: a refused start leaves no trace
-        heldout, written, stop = {}, [], processes.Agreement()
+        heldout, written = {}, []
         with StopSignals(STOPS) as signals:
             self.ledger.begin(position.step)
             self.telling.begin(position)
             self.telling.note(self.feed.epochs_line(position))
             with self.feed.batches(position) as batches:
                 program = self.phased(steps.make(config, self.mesh))
-                hooks = {
-                    "on_report": self.report,
-                    "on_step": self.beside,
-                    "should_stop": lambda: stop.agree(signals.received or self.checkpoints.failed),
-                }
                 awaited = self.phases.waiting(batches, "data")
-                state, position, num_skipped = loop.run(config, program, state, position, awaited, **hooks, num_skipped=num_skipped)
+                ended = False
+                while not ended:
+                    stop = processes.Agreement()
+                    hooks = {
+                        "on_report": self.report,
+                        "on_step": self.beside,
+                        "should_stop": lambda stop=stop: stop.agree(signals.received or self.has_failed_save),
+                    }
+                    state, position, num_skipped = loop.run(config, program, state, position, awaited, **hooks, num_skipped=num_skipped)
+                    with self.telling.clock.paused():
+                        self.settle(state, position, num_skipped)
+                    ended = position.step >= config.train.num_steps or stop.at_once(signals.received)
             finished = position.step >= config.train.num_steps
             if finished:
                 signals.promise(ENDS)
             if finished and num_skipped:  # whether the weights are of use, no step has shown since they last moved
                 heldout = self.evaluate(state, position, None)
                 evaluate.require_useful(heldout.values(), num_skipped, position.step)
-            with self.phases.within("save"):
-                self.checkpoints.wait()
             if processes.by_first(lambda: position.step not in self.checkpoints.steps()):
                 self.save(state, position, num_skipped)
             if finished:
                 heldout = heldout or self.evaluate(state, position, None)
                 written = self.write_samples(state, position)
-            with self.phases.within("save"):
-                self.checkpoints.wait()
+            self.settle(state, position, num_skipped)
+            if self.fast:
+                processes.by_first(lambda: self.fast.forget(position.step))
             self.ledger.write(position.step, ends=finished)
             self.telling.note(self.feed.epochs_line(position))
             how = "finished" if finished else "stopped, to be continued"
@@ -179,17 +195,19 @@ class Run:
         And how many steps, one after the other, were skipped just before.
         """
         fault.point("restore")
-        config, found = self.config, self.checkpoints.newest_good()
+        config, found = self.config, checkpoint.newest_good([tier.directory for tier in self.tiers])
         meta = checkpoint.meta(found) if found else {"samples": 0}
         self.feed.go_on(meta, str(found))
         if found is None and config.init.from_ is not None:
             source = checkpoint.find(config.init.from_)
             checkpoint.require_good(source)
             self.require_same_tokenizer(source)
+            resuming.require_same_network(_flat(checkpoint.meta(source)), self.identity, config.resume.allow, str(source))
             return states.make(config, self.mesh)._replace(params=pretrained.load_params(source, config, self.mesh)), Position(), 0
         if found is None:
             return states.make(config, self.mesh), Position(), 0
         self.require_same_tokenizer(found)
+        self.require_same_run(found, meta)
         abstract = states.abstract_canonical(config, self.mesh)
         stored = State(*(checkpoint.load(found, part, getattr(abstract, part), config) for part in State._fields))
         state = arrangement.arranged(config, self.mesh, stored)
@@ -202,6 +220,18 @@ class Run:
                 str(step_dir),
                 f"--config.data.tokenizer={step_dir.parent.parent}/tokenizer",
             )
+
+    def require_same_run(self, step_dir: pathlib.Path, meta: dict) -> None:
+        """Raises ConfigError or DataError when going on from there would be another run, before anything is compiled or changed."""
+        if not checkpoint.has(step_dir, "optimizer"):
+            return  # a converted model, nothing to go on from: `load` says what to do with it
+        for note in resuming.require_same_run(_flat(meta), self.identity, self.config.resume.allow, str(step_dir)):
+            processes.by_first(lambda note=note: print(note))
+
+    @property
+    def identity(self) -> dict:
+        """What a checkpoint is compared with."""
+        return {"config": configs.to_flat(self.config), "versions": environment.versions(), "data": self.feed.fingerprint}
 
     def keep_tokenizer(self) -> None:
         """A copy of the tokenizer in the run's folder; only after `restore` has found that it is the one of the checkpoints."""
@@ -225,22 +255,58 @@ class Run:
         def due(every: int) -> bool:
             return every > 0 and step % every == 0 and not last
 
-        if not any(due(every) for every in (config.eval.every_steps, config.sample.every_steps, config.checkpoint.every_steps)):
+        saving = config.checkpoint
+        every = (config.eval.every_steps, config.sample.every_steps, saving.every_steps, saving.fast_every_steps)
+        if not any(map(due, every)):
             return
         jax.block_until_ready(report.metrics)  # so that the pause below holds nothing of the step
         with self.telling.clock.paused():
+            heldout_loss = math.nan
             if due(config.eval.every_steps):
-                self.evaluate(state, position, config.eval.max_tokens)
+                heldout_loss = evaluate.whole(self.evaluate(state, position, config.eval.max_tokens).values()).loss
             if due(config.sample.every_steps):
                 self.write_samples(state, position)
-            if due(config.checkpoint.every_steps) and not report.metrics["skipped"]:
-                self.save(state, position)
+            tier = self.checkpoints if due(saving.every_steps) else self.fast if due(saving.fast_every_steps) else None
+            if tier and not report.metrics["skipped"]:
+                self.save(state, position, heldout_loss=heldout_loss, tier=tier)
                 self.ledger.write(step)
 
-    def save(self, state: State, position: Position, num_skipped: int = 0) -> None:
-        meta = position._asdict() | {"config": configs.to_nested(self.config), "tokenizer_sha256": self.feed.tokenizer.sha256}
-        meta["skipped"] = num_skipped
-        meta["blend"] = edits.to_json(self.feed.blend.edits, self.feed.names)
+    @property
+    def has_failed_save(self) -> bool:
+        """Whether a save under way has gone wrong already, in this process."""
+        return any(tier.failed for tier in self.tiers)
+
+    def settle(self, state: State, position: Position, num_skipped: int) -> None:
+        """Until what is being saved is on disk; a save that failed for want of room is made once more, with the state of now."""
+        for tier in self.tiers:
+            with self.phases.within("save"):
+                failure = tier.settle()
+            if failure:
+                self.save(state, position, num_skipped, tier=tier)
+
+    def save(
+        self,
+        state: State,
+        position: Position,
+        num_skipped: int = 0,
+        heldout_loss: float = math.nan,
+        tier: Checkpoints | None = None,
+    ) -> None:
+        """Begins to save. heldout_loss: of this state, if it was just found; tier: where, None: in the run's own folder.
+
+        Raises TemporaryFailure when the save before failed for want of room, and this one fails too.
+        """
+        tier = tier or self.checkpoints
+        meta = position._asdict() | self.identity | {"config": configs.to_nested(self.config), "skipped": num_skipped}
+        meta |= {"tokenizer_sha256": self.feed.tokenizer.sha256, "blend": edits.to_json(self.feed.blend.edits, self.feed.names)}
+        if math.isfinite(heldout_loss):
+            meta["heldout_loss"] = heldout_loss
         with self.phases.within("save"):
+            if failure := tier.settle():
+                self.telling.note(f"a save has failed, and is tried once more with step {position.step}: {failure.what} ({failure.where})")
             stored = arrangement.canonical(self.config, self.mesh, state)
-            self.checkpoints.save(position.step, stored.params, stored.optimizer, meta)
+            tier.save(position.step, stored.params, stored.optimizer, meta)
+
+
+def _flat(meta: dict) -> dict:
+    return meta | {"config": configs.flatten(meta["config"])}

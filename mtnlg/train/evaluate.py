@@ -48,6 +48,12 @@ def heldout(score_program: Callable, mesh: Mesh, params, batches: Iterable[dict]
     return Heldout(nats + float(pending), num_tokens)
 
 
+def whole(found: Iterable[Heldout]) -> Heldout:
+    """Of all texts together."""
+    found = list(found)
+    return Heldout(sum(one.nats for one in found), sum(one.num_tokens for one in found))
+
+
 def require_useful(found: Iterable[Heldout], num_skipped: int, step: int) -> None:
     """Raises NumericalError for weights from which no loss comes, after so many skipped steps."""
     if not all(math.isfinite(one.nats) for one in found):

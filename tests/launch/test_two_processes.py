@@ -231,22 +231,43 @@ def test_a_killed_process_ends_the_run_in_seconds(folder, tmp_path, process):
 
 
 @pytest.mark.slow
-def test_processes_that_see_different_folders_are_told(folder, tmp_path):
+def test_a_full_disk_for_one_is_tried_again_by_both(run_of_two, folder, tmp_path, monkeypatch):
+    """In process 1 before anything is written, then in process 0 behind it; on a fast disk too, which is empty in the end."""
+    faults = [f"full@phase:save,step:1,process:1,once:{tmp_path / 'a'}", f"full@phase:publish,step:2,process:0,once:{tmp_path / 'b'}"]
+    monkeypatch.setenv("MTNLG_FAULT", ";".join(faults))
+    fast = (f"--config.checkpoint.fast_directory={tmp_path / 'fast'}", "--config.checkpoint.fast_every_steps=1")
+    launched = launch(folder, tmp_path / "run", *fast)
+    out, err = launched.communicate(timeout=300)
+    assert launched.returncode == 0, err
+    told = [line for line in out.splitlines() if "a save has failed, and is tried once more with step" in line]
+    assert len(told) == 2 and "fast/1.saving" in told[0] and "checkpoints/2.saving" in told[1]
+    assert [path.name for path in (tmp_path / "fast").iterdir()] == ["fast_checkpoints.txt"]
+    require_close(*(state_of(resolve(folder), run, 4) for run in (tmp_path / "run", run_of_two[0])))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_fast", [False, True])
+def test_processes_that_see_different_folders_are_told(folder, tmp_path, is_fast):
     """Each on a file system of its own, as hosts without a shared one: here the same name leads elsewhere."""
+    fast = ["--config.checkpoint.fast_directory=run", "--config.checkpoint.fast_every_steps=1"]
+    arguments = [f"--workdir={tmp_path / 'shared'}", *fast] if is_fast else ["--workdir=run"]
     (tmp_path / "0").mkdir()
     (tmp_path / "1").mkdir()
     script = f"""
 import os, sys
 os.chdir(os.path.join({str(tmp_path)!r}, os.environ["MTNLG_PROCESS_ID"]))
 from mtnlg.cli.main import main
-sys.exit(main(["train", "--config={folder / "tiny.py"}", "--workdir=run"]))
+sys.exit(main(["train", "--config={folder / "tiny.py"}", *{arguments!r}]))
 """
     launcher = "import sys; from mtnlg.launch import local; sys.exit(local.run([sys.executable, '-c', sys.argv[1]], 2, 4))"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", launcher, script], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "the owner of run is nobody in process 1 and" in done.stderr
-    assert "Try: one --workdir on a file system that every process sees" in done.stderr
+    assert ("the run that run belongs to is none" if is_fast else "the owner of run is nobody") + " in process 1 and" in done.stderr
+    assert (
+        f"Try: {'--config.checkpoint.fast_directory' if is_fast else 'one --workdir'} on a file system that every process sees"
+        in done.stderr
+    )
 
 
 def test_as_many_devices_are_there():

@@ -144,8 +144,9 @@ def test_only_a_full_disk_is_temporary(error, kind, tmp_path):
 
 def test_another_model_in_the_same_folder_names_keys_and_leaves(whole, resolve, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
+    allowed = {"resume__allow": "model.norm,train.batch_size"}
     with pytest.raises(DataError) as error:
-        pretrain.pretrain(resolve(model__d_ff="32", model__norm="rmsnorm", train__batch_size="2"), str(tmp_path / "run"), {})
+        pretrain.pretrain(resolve(model__d_ff="32", model__norm="rmsnorm", train__batch_size="2", **allowed), str(tmp_path / "run"), {})
     _, *keys, leaf = str(error.value).splitlines()[:4]
     assert keys == ["  - model.d_ff: stored None, here 32", "  - model.norm: stored layernorm, here rmsnorm"]
     assert leaf.startswith("  - blocks/") and "mlp/up/kernel: stored (1, 16, 64) float32, wanted (1, 16, 32)" in str(error.value)
