@@ -177,14 +177,19 @@ def _newest_good(directories: Sequence[pathlib.Path], report) -> str | None:
     for *_, step_dir in sorted(found, reverse=True):
         if not (damage := manifest.problems(step_dir)):
             for other, first in damaged.items():
-                aside = _unused(other.with_name(f"{other.name}.corrupt"))
-                other.rename(aside)
-                report(f"checkpoint {other} is damaged ({first}): set aside as {aside.name}")
+                report(f"checkpoint {other} is damaged ({first}): set aside as {set_aside(other, 'corrupt')}")
             return str(step_dir)
         damaged[step_dir] = damage[0]
     if damaged:
         raise DataError("every checkpoint is damaged", ", ".join(map(str, directories)), "another --workdir, or restore a copy")
     return None
+
+
+def set_aside(step_dir: pathlib.Path, why: str) -> str:
+    """Renames a step to `STEP.WHY`, or `STEP.WHY2` and so on, and gives the new name; only in process 0."""
+    aside = _unused(step_dir.with_name(f"{step_dir.name}.{why}"))
+    step_dir.rename(aside)
+    return aside.name
 
 
 def find(path: str | os.PathLike) -> pathlib.Path:

@@ -19,6 +19,7 @@ PLACE = ("step", "samples", "tokens", "tokenizer_sha256")
 STATS = ("mean", "deviation", "least", "most", "not finite")
 _ASIDE = {
     ".corrupt": "damaged, set aside",
+    ".rolledback": "had read what a rollback has left out",
     ".replaced": "replaced by a later save of this step",
     ".saving": "a save that has not ended",
     ".deleting": "being deleted",

@@ -22,6 +22,7 @@ PHASES = {
     "save": "the arrays of this step are about to be written",
     "publish": "they are written, its meta and manifest are not (in a thread)",
     "rename": "its manifest is written, its name is not yet a number (in a thread)",
+    "rollback": "what a rollback leaves out is written down, and nothing else of it done",
     "evaluate": "the held-out loss is about to be taken",
 }
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "hang": signal.SIGSTOP}
@@ -31,21 +32,27 @@ KINDS = {
     "hang": "SIGSTOP to this process",
     "full": "the error of a full disk",
     "nan": "no weight of the batch is a number",
+    "garble": "every target of the batch is the last token of the vocabulary",
 }
 
 
+_NUMBERS = ("step", "process", "sample")
+
+
 class Fault(NamedTuple):
-    """What happens at a point of this phase, step and process (None: any)."""
+    """What happens at a point of this phase, step and process (None: any); sample: where the batch holds this draw of the order."""
 
     kind: str
     phase: str | None = None
     step: int | None = None
     process: int | None = None
+    sample: int | None = None
     once: str | None = None
 
-    def is_at(self, phase: str, step: int | None) -> bool:
+    def is_at(self, phase: str, step: int | None, draws: range) -> bool:
         here = (phase, step, int(os.environ.get("MTNLG_PROCESS_ID", 0)))
-        return all(wanted in (None, found) for wanted, found in zip((self.phase, self.step, self.process), here, strict=True))
+        is_here = all(wanted in (None, found) for wanted, found in zip((self.phase, self.step, self.process), here, strict=True))
+        return is_here and (self.sample is None or self.sample in draws)
 
 
 def parse(text: str) -> list[Fault]:
@@ -57,25 +64,28 @@ def _parse(text: str) -> Fault:
     kind, _, conditions = text.partition("@")
     pairs = [part.partition(":")[::2] for part in conditions.split(",") if part]
     known = kind in KINDS and all(name in Fault._fields[1:] and value for name, value in pairs) and len(dict(pairs)) == len(pairs)
-    numbers = [value for name, value in pairs if name in ("step", "process")]
+    numbers = [value for name, value in pairs if name in _NUMBERS]
     if not known or not all(map(str.isdecimal, numbers)) or dict(pairs).get("phase", "step") not in PHASES:
-        cure = f"KIND@phase:PHASE,step:N,process:N,once:FILE, a kind of {', '.join(KINDS)}, a phase of {', '.join(PHASES)}"
+        cure = f"KIND@phase:PHASE,step:N,process:N,sample:N,once:FILE, a kind of {', '.join(KINDS)}, a phase of {', '.join(PHASES)}"
         raise ConfigError(f"{text!r} is no fault", VARIABLE, cure)
-    return Fault(kind, **{name: int(value) if name in ("step", "process") else value for name, value in pairs})
+    return Fault(kind, **{name: int(value) if name in _NUMBERS else value for name, value in pairs})
 
 
-def point(phase: str, step: int | None = None) -> bool:
-    """Where a fault may happen: a signal, or OSError; and whether the batch is to be spoiled."""
+def point(phase: str, step: int | None = None, draws: range = range(0)) -> set[str]:
+    """Where a fault may happen: a signal, or OSError; and the kinds that are the caller's to make.
+
+    draws: those of the order that the batch of this step holds.
+    """
     if VARIABLE not in os.environ:
-        return False
-    due = [fault for fault in parse(os.environ[VARIABLE]) if fault.is_at(phase, step) and _is_first(fault)]
+        return set()
+    due = [fault for fault in parse(os.environ[VARIABLE]) if fault.is_at(phase, step, draws) and _is_first(fault)]
     for fault in due:
         print(f"mtnlg: {VARIABLE}: {fault.kind} at {phase}{'' if step is None else f' of step {step}'}", file=sys.stderr, flush=True)
         if fault.kind in SIGNALS:
             os.kill(os.getpid(), SIGNALS[fault.kind])
         if fault.kind == "full":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return any(fault.kind == "nan" for fault in due)
+    return {fault.kind for fault in due}
 
 
 def _is_first(fault: Fault) -> bool:

@@ -84,6 +84,7 @@ class Data:
     heldout_fraction: float = key(0.02, "part of the documents that is held out and never trained on, chosen by a hash of their names")
     max_document_bytes: int = key(10_000_000, "longer .txt files are cut at blank lines; longer JSON lines are left out and counted")
     order: str = key("feistel", "order of training windows", ("feistel", "megatron"))
+    skip_ranges: tuple[str, ...] = key((), "samples never trained on: FIRST:END,FIRST:END as metrics.jsonl counts them without skips")
     reset_at_documents: bool = key(False, "attention and positions start again at each document inside a sequence")
 
 
@@ -128,6 +129,14 @@ class Optimizer:
 class Guard:
     max_grad_norm: float | None = key(None, "steps with a larger gradient norm before clipping are skipped; none: those with no finite one")
     max_skipped: int = key(10, "so many steps skipped one after the other end the run")
+    spike_deviations: float | None = key(
+        6.0, "a loss so many median absolute deviations above the median of those before it stands out; none: not looked for"
+    )
+    spike_window: int = key(100, "losses of which that median is taken")
+    spike_steps: int = key(3, "so many steps that stand out, one after the other, are a spike")
+    rollback_steps: int = key(0, "at a spike the run goes back to a checkpoint so many steps before it; 0: a spike is only told")
+    skip_steps: int = key(200, "and the samples of so many steps from there on, at least up to the spike, are left out")
+    max_rollbacks: int = key(3, "one more spike than this ends the run")
 
 
 @dataclass(frozen=True)
@@ -223,7 +232,7 @@ class Config:
     data: Data = section(Data, "what it reads")
     train: Train = section(Train, "how a step is computed")
     optimizer: Optimizer = section(Optimizer, "how weights move")
-    guard: Guard = section(Guard, "steps that leave the weights as they were")
+    guard: Guard = section(Guard, "steps that leave the weights as they were, and spikes of the loss")
     eval: Eval = section(Eval, "held-out loss")
     sample: Sample = section(Sample, "samples on the way")
     checkpoint: Checkpoint = section(Checkpoint, "what is kept")

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from math import gcd, inf
 from operator import attrgetter
 
-from mtnlg.core import resuming, schema
+from mtnlg.core import ranges, resuming, schema
 from mtnlg.core.schema import SCHEDULES
 
 # (what is wrong, what is right, the keys); a key that is none is right, and not-a-number never is.
@@ -18,19 +18,21 @@ _RANGES = (
         "data.max_document_bytes train.batch_size train.microbatch_size train.loss_chunk_tokens train.ramp_start_size "
         "train.ramp_increment eval.max_tokens sample.max_new_tokens checkpoint.every_steps checkpoint.keep_last log.every_steps "
         "mesh.replica mesh.pipe mesh.data mesh.context mesh.tensor pipeline.chunks pipeline.in_flight "
-        "guard.max_skipped",
+        "guard.max_skipped guard.spike_window guard.spike_steps guard.skip_steps",
     ),
     (
         "must not be negative",
         lambda v: v >= 0,
         "model.position_offset train.num_steps train.ramp_samples optimizer.warmup_tokens eval.every_steps sample.every_steps "
-        "log.norms_every_steps checkpoint.keep_every_steps checkpoint.keep_best checkpoint.fast_every_steps",
+        "log.norms_every_steps checkpoint.keep_every_steps checkpoint.keep_best checkpoint.fast_every_steps "
+        "guard.rollback_steps guard.max_rollbacks",
     ),
     (
         "must be above 0 and finite",
         lambda v: 0 < v < inf,
         "model.init_std model.norm_eps model.rope_theta model.rope_scaling_factor model.rope_low_freq_factor model.rope_high_freq_factor "
-        "optimizer.learning_rate optimizer.eps optimizer.clip_norm guard.max_grad_norm",
+        "optimizer.learning_rate optimizer.eps optimizer.clip_norm guard.max_grad_norm "
+        "guard.spike_deviations",
     ),
     ("must be 0 or above, and finite", lambda v: 0 <= v < inf, "optimizer.weight_decay sample.temperature"),
     ("is not in [0, 1]", lambda v: 0 <= v <= 1, "optimizer.min_lr_ratio optimizer.wsd_decay_fraction"),
@@ -248,6 +250,15 @@ def _data(config):
         yield f"data.weights has {len(data.weights)} numbers for {len(data.source)} sources"
     if not all(0 < w < inf for w in data.weights):
         yield f"data.weights={data.weights} must all be above 0 and finite"
+    for text in data.skip_ranges:
+        try:
+            ranges.parse(text)
+        except ValueError:
+            yield f"data.skip_ranges={text} is no range FIRST:END of samples: take data.skip_ranges=0:100"
+    if data.order == "megatron":  # it shuffles all the draws of a run beforehand: with more of them it is another order
+        for key, is_set in (("data.skip_ranges", data.skip_ranges), ("guard.rollback_steps", config.guard.rollback_steps)):
+            if is_set:
+                yield f"{key}={attrgetter(key)(config)} cannot be honoured with data.order=megatron: take data.order=feistel"
 
 
 def _sample(config):

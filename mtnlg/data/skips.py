@@ -1,29 +1,11 @@
 """Draws of a run's order that are never trained on. A draw is what the order gives, a sample what is consumed: without skips the same."""
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from mtnlg.core.errors import ConfigError
-
-
-class Range(NamedTuple):
-    """Draws from `first` up to, and without, `end`."""
-
-    first: int
-    end: int
-
-    def __str__(self) -> str:
-        return f"{self.first}:{self.end}"
-
-
-def parse(text: str) -> Range:
-    """`FIRST:END`. Raises ValueError."""
-    first, _, end = text.partition(":")
-    if not first.isdecimal() or not end.isdecimal() or int(first) >= int(end):
-        raise ValueError(f"{text!r} is no range FIRST:END of samples")
-    return Range(int(first), int(end))
+from mtnlg.core.ranges import Range, parse
 
 
 class Skips:
@@ -62,6 +44,12 @@ def go_on(known: Skips, wanted: Iterable[Range], samples: int) -> Skips:
         cure = f"--config.data.skip_ranges={end}:{max(end + 1, late.end)}, or a start from an earlier checkpoint"
         raise ConfigError(what, "data.skip_ranges", cure)
     return found
+
+
+def is_overtaken(known: Skips, samples: int, left_out: Iterable[Range]) -> bool:
+    """Whether a run that has consumed so many samples has read of what was to be left out, as was found afterwards."""
+    end, passed = known.passed(samples)
+    return Skips([*passed, *left_out]).before(end) != passed
 
 
 def _joined(ranges: Iterable[Range]) -> tuple[Range, ...]:

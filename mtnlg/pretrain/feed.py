@@ -2,15 +2,16 @@
 
 import contextlib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jax.sharding import Mesh
 
 from mtnlg.core import config as configs
-from mtnlg.core import fault, files, schema
+from mtnlg.core import fault, files, ranges, schema
+from mtnlg.core.ranges import Range
 from mtnlg.corpus import build, manifest
-from mtnlg.data import edits, epochs
+from mtnlg.data import edits, epochs, skips
 from mtnlg.data import tokenizer as tokenizers
 from mtnlg.data.edits import Edit, EditedBlend
 from mtnlg.data.loader import Heldout, Loader, Prefetcher
@@ -54,16 +55,21 @@ class Feed:
         """Of the text that is held out, of all sources."""
         return sum(source.heldout.num_bytes for source in self.prepared.sources)
 
-    def go_on(self, meta: dict, where: str) -> None:
-        """Sets the blend of a checkpoint (of none: {'samples': 0}) from its sample on: with other weights in the config, one edit more."""
-        data = self._config.data
+    def go_on(self, meta: dict, where: str, left_out: Sequence[Range] = ()) -> None:
+        """Sets the blend of a checkpoint (of none: {'samples': 0}) from its sample on: with other weights in the config, one edit more.
+
+        left_out: what is to be skipped beside the ranges of the config. Raises ConfigError for what was read already.
+        """
+        data, known = self._config.data, skips.from_json(meta.get("skips", ()))
+        left_out = skips.go_on(known, [*map(ranges.parse, data.skip_ranges), *left_out], meta["samples"])
+        first, _ = known.passed(meta["samples"])
         by_tokens = tuple(source.train.num_tokens for source in self.prepared.sources)
         if "blend" in meta:
             recorded = edits.from_json(meta["blend"], self.names, where)
         else:  # none, or one from before edits were kept, whose weights are in its config
             before = configs.flatten(meta["config"])["data.weights"] if "config" in meta else ()
             recorded = (Edit(0, tuple(before or by_tokens)),)
-        self.blend = EditedBlend(edits.go_on(recorded, meta["samples"], data.weights or by_tokens, data.order))
+        self.blend = EditedBlend(edits.go_on(recorded, first, data.weights or by_tokens, data.order), skips=left_out)
 
     def epochs(self, samples: int) -> dict[str, float]:
         """How often the text of each source has been read, by tokens, when so many samples are consumed."""
@@ -75,7 +81,8 @@ class Feed:
         """`epochs`, for people, now and at the end."""
         now, last = self.epochs(position.samples), self.epochs(schedule.final_position(self._config).samples)
         edited = [f"; other weights from sample {edit.first} on" for edit in self.blend.edits[1:]]
-        return f"epochs: {', '.join(f'{name} {now[name]:.2f} of {last[name]:.2f}' for name in now)}{''.join(edited)}"
+        left_out = [f"; without samples {one}" for one in self.blend.skips.ranges]
+        return f"epochs: {', '.join(f'{name} {now[name]:.2f} of {last[name]:.2f}' for name in now)}{''.join(edited + left_out)}"
 
     def heldout(self) -> Iterator[tuple[str, Heldout]]:
         """The held-out text of each source, with its name."""
@@ -115,9 +122,13 @@ class Feed:
 
         def on_mesh(prefetched) -> Iterator[loop.Batch]:
             for step, (samples, fields) in enumerate(prefetched, position.step + 1):
-                if fault.point("batch", step):
-                    fields["weights"] = np.full_like(fields["weights"], np.nan)
                 size = schedule.batch_size(train, samples)
+                first, last = self.blend.skips.draws([samples, samples + size - 1]).tolist()
+                spoiled = fault.point("batch", step, range(first, last + 1))
+                if "nan" in spoiled:
+                    fields["weights"] = np.full_like(fields["weights"], np.nan)
+                if "garble" in spoiled:
+                    fields["targets"] = np.full_like(fields["targets"], model.vocab_size - 1)
                 table = timetable.on_mesh(config, self._mesh, size // rows)
                 yield loop.Batch(meshes.put_rows(self._mesh, fields, rows), size // rows, size, table)
 

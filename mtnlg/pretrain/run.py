@@ -15,12 +15,13 @@ from jax.sharding import Mesh
 from mtnlg import checkpoint, pretrained
 from mtnlg.checkpoint import Checkpoints
 from mtnlg.core import config as configs
-from mtnlg.core import fault, files, resuming, schema
+from mtnlg.core import fault, files, ranges, resuming, schema
 from mtnlg.core.errors import DataError
-from mtnlg.data import edits
+from mtnlg.core.ranges import Range
+from mtnlg.data import edits, skips
 from mtnlg.parallel import arrangement, processes, timetable
 from mtnlg.parallel import mesh as meshes
-from mtnlg.pretrain import fast
+from mtnlg.pretrain import fast, rollback
 from mtnlg.pretrain.examiner import Examiner
 from mtnlg.pretrain.feed import Feed
 from mtnlg.pretrain.telling import Telling
@@ -34,6 +35,7 @@ from mtnlg.train import evaluate, loop
 from mtnlg.train import state as states
 from mtnlg.train import step as steps
 from mtnlg.train.schedule import Position
+from mtnlg.train.spike import Spikes
 from mtnlg.train.state import State
 
 # What becomes of a signal.
@@ -88,6 +90,7 @@ class Run:
         keep = config.checkpoint
         self.checkpoints = Checkpoints(self.path / "checkpoints", keep.keep_last, keep.keep_every_steps, keep.keep_best)
         self.fast = fast.open_folder(config.checkpoint, self.path)
+        self.spikes = Spikes(config.guard)
 
     def __enter__(self) -> "Run":
         self.telling.__enter__()
@@ -117,21 +120,7 @@ class Run:
             self.ledger.begin(position.step)
             self.telling.begin(position)
             self.telling.note(self.feed.epochs_line(position))
-            with self.feed.batches(position) as batches:
-                program = self.phased(steps.make(config, self.mesh))
-                awaited = self.phases.waiting(batches, "data")
-                ended = False
-                while not ended:
-                    stop = processes.Agreement()
-                    hooks = {
-                        "on_report": self.report,
-                        "on_step": self.beside,
-                        "should_stop": lambda stop=stop: stop.agree(signals.received or self.has_failed_save),
-                    }
-                    state, position, num_skipped = loop.run(config, program, state, position, awaited, **hooks, num_skipped=num_skipped)
-                    with self.telling.clock.paused():
-                        self.settle(state, position, num_skipped)
-                    ended = position.step >= config.train.num_steps or stop.at_once(signals.received)
+            state, position, num_skipped = self.make_steps(state, position, num_skipped, signals)
             finished = position.step >= config.train.num_steps
             if finished:
                 signals.promise(ENDS)
@@ -154,6 +143,47 @@ class Run:
             self.telling.end()
         rate, peak = self.telling.clock.median_rate(), self.telling.peak_flops_per_sec
         return Result(position, finished, heldout, self.feed.heldout_bytes, written, rate, peak)
+
+    def make_steps(self, state: State, position: Position, num_skipped: int, signals: StopSignals) -> tuple[State, Position, int]:
+        """Up to the last step or a signal; from before a spike of the loss once more, if it is to be gone back from."""
+        program, ended = self.phased(steps.make(self.config, self.mesh)), False
+        while not ended:
+            with self.feed.batches(position) as batches:
+                awaited = self.phases.waiting(batches, "data")
+                while not ended and not self.has_spike:
+                    stop = processes.Agreement()
+                    hooks = {
+                        "on_report": self.report,
+                        "on_step": self.beside,
+                        "should_stop": lambda stop=stop: self.has_spike or stop.agree(signals.received or self.has_failed_save),
+                    }
+                    state, position, num_skipped = loop.run(
+                        self.config, program, state, position, awaited, **hooks, num_skipped=num_skipped
+                    )
+                    with self.telling.clock.paused():
+                        self.settle(state, position, num_skipped)
+                    ended = position.step >= self.config.train.num_steps or stop.at_once(signals.received)
+            if self.has_spike:
+                del state
+                state, position, num_skipped = self.go_back()
+                ended = ended and position.step >= self.config.train.num_steps
+        return state, position, num_skipped
+
+    @property
+    def has_spike(self) -> bool:
+        """Whether there was a spike, and the run is to go back; the same in every process."""
+        return self.config.guard.rollback_steps > 0 and bool(self.spikes.found)
+
+    def go_back(self) -> tuple[State, Position, int]:
+        """From before the spike that was found, round its samples; as `restore`."""
+        skip = rollback.plan(self.config, self.feed.blend.skips, self.spikes.found)
+        processes.by_first(lambda: rollback.record(self.path, skip, self.config.guard.max_rollbacks))
+        fault.point("rollback")
+        self.telling.note(f"the loss stands out from step {skip.spike} on: going back, and leaving out the samples {skip.draws}")
+        state, position, num_skipped = self.restore()
+        self.ledger.begin(position.step)
+        self.telling.begin(position)
+        return state, position, num_skipped
 
     def phased(self, program: Callable) -> Callable:
         """The step, which is `compile` at its first call, and from then on `step`."""
@@ -195,9 +225,12 @@ class Run:
         And how many steps, one after the other, were skipped just before.
         """
         fault.point("restore")
-        config, found = self.config, checkpoint.newest_good([tier.directory for tier in self.tiers])
+        config, rollbacks = self.config, processes.by_first(lambda: [str(one.draws) for one in rollback.read(self.path)])
+        left_out = list(map(ranges.parse, rollbacks))
+        found = self.newest_without(left_out)
         meta = checkpoint.meta(found) if found else {"samples": 0}
-        self.feed.go_on(meta, str(found))
+        self.feed.go_on(meta, str(found), left_out)
+        self.spikes.restore(meta.get("spikes", {}))
         if found is None and config.init.from_ is not None:
             source = checkpoint.find(config.init.from_)
             checkpoint.require_good(source)
@@ -212,6 +245,15 @@ class Run:
         stored = State(*(checkpoint.load(found, part, getattr(abstract, part), config) for part in State._fields))
         state = arrangement.arranged(config, self.mesh, stored)
         return state, Position(*(meta[field] for field in Position._fields)), meta.get("skipped", 0)
+
+    def newest_without(self, left_out: list[Range]) -> pathlib.Path | None:
+        """The newest good checkpoint that has not read of these samples; newer ones are set aside as `STEP.rolledback`."""
+        while found := checkpoint.newest_good([tier.directory for tier in self.tiers]):
+            meta = checkpoint.meta(found)
+            if not skips.is_overtaken(skips.from_json(meta.get("skips", ())), meta["samples"], left_out):
+                return found
+            processes.by_first(lambda found=found: checkpoint.set_aside(found, "rolledback"))
+        return None
 
     def require_same_tokenizer(self, step_dir: pathlib.Path) -> None:
         if checkpoint.meta(step_dir)["tokenizer_sha256"] != self.feed.tokenizer.sha256:
@@ -242,7 +284,8 @@ class Run:
 
     def report(self, report: loop.Report) -> None:
         """What is told of a step, when the next one is under way."""
-        self.telling.report(report)
+        stands_out = not report.metrics["skipped"] and self.spikes.see(report.position.step, float(report.metrics["loss"]))
+        self.telling.report(report, stands_out)
         if report.position.step % self.config.log.every_steps == 0:
             self.ledger.write(report.position.step)
 
@@ -268,7 +311,8 @@ class Run:
                 self.write_samples(state, position)
             tier = self.checkpoints if due(saving.every_steps) else self.fast if due(saving.fast_every_steps) else None
             if tier and not report.metrics["skipped"]:
-                self.save(state, position, heldout_loss=heldout_loss, tier=tier)
+                spikes = self.spikes.after(step, float(report.metrics["loss"]))
+                self.save(state, position, heldout_loss=heldout_loss, tier=tier, spikes=spikes)
                 self.ledger.write(step)
 
     @property
@@ -291,14 +335,17 @@ class Run:
         num_skipped: int = 0,
         heldout_loss: float = math.nan,
         tier: Checkpoints | None = None,
+        spikes: Spikes | None = None,
     ) -> None:
         """Begins to save. heldout_loss: of this state, if it was just found; tier: where, None: in the run's own folder.
 
+        spikes: who has seen the losses up to this state; None: whoever sees those that are told.
         Raises TemporaryFailure when the save before failed for want of room, and this one fails too.
         """
         tier = tier or self.checkpoints
         meta = position._asdict() | self.identity | {"config": configs.to_nested(self.config), "skipped": num_skipped}
         meta |= {"tokenizer_sha256": self.feed.tokenizer.sha256, "blend": edits.to_json(self.feed.blend.edits, self.feed.names)}
+        meta |= {"skips": skips.to_json(self.feed.blend.skips), "spikes": (spikes or self.spikes).to_json()}
         if math.isfinite(heldout_loss):
             meta["heldout_loss"] = heldout_loss
         with self.phases.within("save"):

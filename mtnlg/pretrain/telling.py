@@ -27,7 +27,7 @@ class Telling:
 
     def __init__(self, config: schema.Config, mesh: Mesh, path: pathlib.Path):
         self._config, self._mesh, self._path = config, mesh, path
-        self._stack = contextlib.ExitStack()
+        self._stack, self._shown = contextlib.ExitStack(), contextlib.ExitStack()
         self._flops_per_token = count.flops_per_token(config.model)
         self._best_flops_per_sec = self._measure_peak()
         self.clock = StepClock()
@@ -37,6 +37,7 @@ class Telling:
             tensorboard = self._config.log.tensorboard and processes.is_first()
             self._metrics = stack.enter_context(Metrics(self._file("metrics"), tensorboard))
             self._samples = stack.enter_context(Metrics(self._file("samples")))
+            stack.callback(self._shown.close)
             self._stack = stack.pop_all()
         return self
 
@@ -49,12 +50,14 @@ class Telling:
         return peak.of_mesh(self._best_flops_per_sec, self._mesh)
 
     def begin(self, position: Position) -> None:
-        """Forgets what was told of later steps, and shows where the run is."""
+        """Forgets what was told of later steps, and shows where the run is: at a start, and when it goes back."""
+        self._shown.close()
+        self.clock = StepClock()
         self._metrics.cut(position.step)
         self._samples.cut(position.step)
-        screen = self._stack.enter_context(_screen())
+        screen = self._shown.enter_context(_screen())
         progress = Progress(self._config.train.num_steps, position.step, self._config.log.every_steps, screen)
-        self._progress = self._stack.enter_context(progress)
+        self._progress = self._shown.enter_context(progress)
         self.note(self._headline(position))
 
     def end(self) -> None:
@@ -67,14 +70,15 @@ class Telling:
         """A line for people."""
         self._progress.note(text)
 
-    def report(self, report: loop.Report) -> None:
-        """A step, if it is its turn or was skipped."""
+    def report(self, report: loop.Report, stands_out: bool) -> None:
+        """A step, if it is its turn, was skipped, or if its loss stands out."""
         step, values = report.position.step, report.metrics
         self.clock.step_done(report.position.tokens)
-        if skipped := {"skipped": True} if values["skipped"] else {}:
+        marks = {name: True for name, is_so in (("skipped", values["skipped"]), ("spike", stands_out)) if is_so}
+        if values["skipped"]:
             loss, norm = values["loss"], values["grad_norm"]
             self.note(f"step {step} is skipped, the weights stay as they were: loss {loss:.4g}, gradient norm {norm:.4g}")
-        elif step % self._config.log.every_steps and step != self._config.train.num_steps:
+        if not marks and step % self._config.log.every_steps and step != self._config.train.num_steps:
             return
         shown = {"loss": float(values["loss"]), "learning_rate": report.learning_rate, "grad_norm": float(values["grad_norm"])}
         rate = self.clock.median_rate(self._config.log.every_steps)
@@ -83,7 +87,7 @@ class Telling:
         norms = {f"{kind}_norm/{name}": float(v) for kind in ("grad", "param") for name, v in values.get("norms", {}).get(kind, {}).items()}
         scales = values.get("norms", {}).get("activation", ())
         norms |= {f"activation_rms/block_{layer}": float(v) for layer, v in enumerate(scales)}
-        self._metrics.write(step=step, tokens=report.position.tokens, samples=report.position.samples, **shown, **skipped, **norms)
+        self._metrics.write(step=step, tokens=report.position.tokens, samples=report.position.samples, **shown, **marks, **norms)
         self._progress.update(step, **shown)
 
     def heldout(self, position: Position, losses: dict[str, float], epochs: dict[str, float]) -> None:

@@ -27,14 +27,18 @@ def batch_size(train: schema.Train, samples: int) -> int:
     return train.ramp_start_size + samples * increases // train.ramp_samples * train.ramp_increment
 
 
+def position_at(config: schema.Config, step: int) -> Position:
+    """Where a run is when `step` steps are done."""
+    train, position = config.train, Position()
+    while position.step < step and batch_size(train, position.samples) != train.batch_size:
+        position = position.after(batch_size(train, position.samples), config.model.seq_len)
+    samples = position.samples + (step - position.step) * train.batch_size
+    return Position(step, samples, samples * config.model.seq_len)
+
+
 def final_position(config: schema.Config) -> Position:
     """Where a run of train.num_steps ends."""
-    train, position = config.train, Position()
-    while position.step < train.num_steps and batch_size(train, position.samples) != train.batch_size:
-        position = position.after(batch_size(train, position.samples), config.model.seq_len)
-    rest = train.num_steps - position.step
-    samples = position.samples + rest * train.batch_size
-    return Position(train.num_steps, samples, samples * config.model.seq_len)
+    return position_at(config, config.train.num_steps)
 
 
 def learning_rate(optimizer: schema.Optimizer, tokens: int, total_tokens: int) -> float:

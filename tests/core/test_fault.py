@@ -39,7 +39,7 @@ def test_what_is_none_is_refused(text):
 )
 def test_where_it_comes(text, spoils, monkeypatch, capfd):
     monkeypatch.setenv(fault.VARIABLE, text)
-    assert fault.point("batch", 3) == spoils
+    assert fault.point("batch", 3, range(12, 16)) == ({"nan"} if spoils else set())
     assert ("mtnlg: MTNLG_FAULT: nan at batch of step 3" in capfd.readouterr().err) == spoils
 
 

@@ -5,10 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mtnlg.core import ranges
 from mtnlg.core.errors import ConfigError
+from mtnlg.core.ranges import Range
 from mtnlg.data import skips
 from mtnlg.data.edits import Edit, EditedBlend
-from mtnlg.data.skips import Range, Skips
+from mtnlg.data.skips import Skips
 
 RANGES = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)).map(lambda pair: Range(pair[0], sum(pair))), max_size=6)
 
@@ -27,7 +29,7 @@ def test_they_are_kept_as_text(ranges):
 @pytest.mark.parametrize("text", ["", "5", "5:5", "7:3", "-1:4", "a:b", "1:2:3", "1.0:2"])
 def test_what_is_no_range(text):
     with pytest.raises(ValueError, match="no range FIRST:END"):
-        skips.parse(text)
+        ranges.parse(text)
 
 
 @given(RANGES, RANGES, st.integers(0, 80))
