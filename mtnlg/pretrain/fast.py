@@ -28,16 +28,23 @@ def open_folder(config: schema.Checkpoint, workdir: pathlib.Path) -> Checkpoints
 
 
 def _tie(workdir: pathlib.Path, folder: pathlib.Path) -> None:
-    """Makes the folder this run's, unless it is another's: of another workdir, or of a run that was here before this one."""
+    """Makes the folder this run's, unless it is another's: of another workdir, or of a run here that it is no longer."""
     here, there = _read(workdir), _read(folder)
-    mine = here if here and _workdir(here) == str(workdir.absolute()) else None
-    if there != mine and (there or checkpoint.whole_steps(folder)):
+    if there and there == here and _workdir(here) == str(workdir.absolute()):
+        return
+    if there or checkpoint.whole_steps(folder):
         whose = _workdir(there) if there else "nobody knows whose"
         raise ConfigError(f"checkpoints of another run are there: {whose}", str(folder), f"{NAMED_BY}=ANOTHER, or delete this one")
     files.make_folder(folder, NAMED_BY)
-    tie = mine or f"{uuid.uuid4()} {workdir.absolute()}\n"
+    tie = f"{uuid.uuid4()} {workdir.absolute()}\n"
     files.write_atomic(workdir / TIE, tie)
     files.write_atomic(folder / TIE, tie, NAMED_BY)
+
+
+def let_go(workdir: pathlib.Path) -> None:
+    """The run goes on without a fast folder: what lies in one is from then on not its own any more."""
+    with files.writing(workdir / TIE):
+        (workdir / TIE).unlink(missing_ok=True)
 
 
 def _read(folder: pathlib.Path) -> str | None:

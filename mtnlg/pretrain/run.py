@@ -209,6 +209,8 @@ class Run:
     def record_start(self) -> None:
         if changed := self.folder.record(self.config, self.overrides):
             print(f"the config differs from the last start of this run:\n{change_table(changed)}")
+        if self.fast is None:
+            fast.let_go(self.path)
         if self.config.mesh.pipe > 1 and self.config.pipeline.schedule.endswith(".csv"):
             self.keep_schedule(pathlib.Path(self.config.pipeline.schedule).read_bytes())
 

@@ -110,3 +110,11 @@ def test_another_runs_folder_is_refused(killed, on_two_disks, tmp_path):
     with pytest.raises(ConfigError, match="nobody knows whose"):
         pretrain.pretrain(on_two_disks(), str(workdir), {})
     assert checkpoint.whole_steps(folder) == [4]
+
+
+def test_a_run_that_has_gone_on_without_it_does_not_come_back_to_it(killed, on_two_disks, resolve):
+    """Step 4 there is of steps that were taken again since, perhaps with another config."""
+    workdir, _ = killed
+    pretrain.pretrain(resolve(train__num_steps="3"), str(workdir), {})
+    with pytest.raises(ConfigError, match="checkpoints of another run are there"):
+        pretrain.pretrain(on_two_disks(), str(workdir), {})
