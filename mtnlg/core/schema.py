@@ -95,7 +95,11 @@ class Train:
     ramp_start_size: int | None = key(None, "batch size at the start; none: no ramp")
     ramp_increment: int = key(32, "sequences added at each increase of the ramp")
     ramp_samples: int = key(0, "sequences over which the batch grows to batch_size")
-    compute_dtype: str = key("float32", "type of activations and matrix products", ("float32", "bfloat16", "float64"))
+    compute_dtype: str = key(
+        "float32",
+        "type of activations and matrix products; float16 scales the loss (section loss_scale)",
+        ("float32", "bfloat16", "float16", "float64"),
+    )
     param_dtype: str = key("float32", "type of parameters and optimizer state", ("float32", "float64"))
     reduce_dtype: str = key(
         "float32", "type in which gradients are summed over samples; float32: that of the parameters", ("float32", "bfloat16")
@@ -122,6 +126,14 @@ class Optimizer:
     eps: float = key(1e-8, "Adam's epsilon")
     weight_decay: float = key(0.1, "decoupled weight decay of matrices (not of biases and norms)")
     clip_norm: float = key(1.0, "global gradient norm is clipped to this")
+
+
+@dataclass(frozen=True)
+class LossScale:
+    initial: float = key(2.0**32, "what the mean loss of a batch is multiplied by at the start")
+    window: int = key(1000, "steps without overflow after which the scale doubles")
+    hysteresis: int = key(2, "overflows before the scale is halved; counted anew when it doubles")
+    floor: float = key(1.0, "the scale never falls below; an overflow there ends the run")
 
 
 @dataclass(frozen=True)
@@ -212,6 +224,7 @@ class Config:
     data: Data = section(Data, "what it reads")
     train: Train = section(Train, "how a step is computed")
     optimizer: Optimizer = section(Optimizer, "how weights move")
+    loss_scale: LossScale = section(LossScale, "of float16's gradients, with train.compute_dtype=float16")
     guard: Guard = section(Guard, "steps that leave the weights as they were")
     eval: Eval = section(Eval, "held-out loss")
     sample: Sample = section(Sample, "samples on the way")
