@@ -140,6 +140,8 @@ class LossScale:
 class Guard:
     max_grad_norm: float | None = key(None, "steps with a larger gradient norm before clipping are skipped; none: those with no finite one")
     max_skipped: int = key(10, "so many steps skipped one after the other end the run")
+    replay_every_steps: int = key(0, "loss and gradients of every so many-th step are computed twice more and compared; 0: never")
+    replicas_every_steps: int = key(500, "copies on several devices are compared every so many steps and before each save; 0: never")
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ class Config:
     train: Train = section(Train, "how a step is computed")
     optimizer: Optimizer = section(Optimizer, "how weights move")
     loss_scale: LossScale = section(LossScale, "of float16's gradients, with train.compute_dtype=float16")
-    guard: Guard = section(Guard, "steps that leave the weights as they were")
+    guard: Guard = section(Guard, "steps that leave the weights as they were, and devices that compute wrongly")
     eval: Eval = section(Eval, "held-out loss")
     sample: Sample = section(Sample, "samples on the way")
     checkpoint: Checkpoint = section(Checkpoint, "what is kept")

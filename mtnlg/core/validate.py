@@ -24,7 +24,7 @@ _RANGES = (
         "must not be negative",
         lambda v: v >= 0,
         "model.position_offset train.num_steps train.ramp_samples optimizer.warmup_tokens eval.every_steps sample.every_steps "
-        "log.norms_every_steps",
+        "log.norms_every_steps guard.replay_every_steps guard.replicas_every_steps",
     ),
     (
         "must be above 0 and finite",

@@ -26,9 +26,10 @@ from mtnlg.run.folder import RunFolder, change_table
 from mtnlg.run.phases import Phases
 from mtnlg.run.screen import Screen
 from mtnlg.run.stop import StopSignals
-from mtnlg.train import evaluate, loop
+from mtnlg.train import evaluate, loop, replay
 from mtnlg.train import state as states
 from mtnlg.train import step as steps
+from mtnlg.train.replicas import Replicas
 from mtnlg.train.schedule import Position
 from mtnlg.train.state import State
 
@@ -82,6 +83,8 @@ class Run:
         self.telling = Telling(config, mesh, self.path)
         self.examiner = Examiner(config, mesh, self.feed, self.telling)
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep_last)
+        self.replicas = Replicas(config, mesh) if config.guard.replicas_every_steps else None
+        self.replay_program = None
 
     def __enter__(self) -> "Run":
         self.telling.__enter__()
@@ -100,10 +103,13 @@ class Run:
         heldout, written, stop = {}, [], processes.Agreement()
         with StopSignals(STOPS) as signals:
             self.telling.begin(position)
+            if self.replicas is not None and (uncovered := self.replicas.uncovered()):
+                self.telling.note(uncovered)
             self.telling.note(self.feed.epochs_line(position))
             with self.feed.batches(position) as batches:
                 program = self.phased(steps.make(config, self.mesh))
                 hooks = {
+                    "before_step": self.replay,
                     "on_report": self.telling.report,
                     "on_step": self.beside,
                     "should_stop": lambda: stop.agree(signals.received or self.checkpoints.failed),
@@ -204,6 +210,21 @@ class Run:
             shutil.rmtree(folder, ignore_errors=True)
         self.feed.tokenizer.save(folder)
 
+    def replay(self, state: State, batch: loop.Batch, position: Position) -> None:
+        """Before each step: whether its loss and gradients come out the same twice, if it is one that is tried."""
+        every = self.config.guard.replay_every_steps
+        if not every or (position.step + 1) % every:
+            return
+        jax.block_until_ready(state)
+        is_first = self.replay_program is None
+        with self.telling.clock.paused(), self.phases.within("compile" if is_first else "step"):
+            self.replay_program = self.replay_program or replay.program(self.config, self.mesh)
+            replay.require_same(self.replay_program, state, batch, position)
+
+    def compare_replicas(self, state: State, step: int) -> None:
+        if self.replicas is not None:
+            self.replicas.require_same(state, step)
+
     def beside(self, state: State, report: loop.Report) -> None:
         """After each step: what is due at it."""
         config, position, step = self.config, report.position, report.position.step
@@ -213,10 +234,13 @@ class Run:
         def due(every: int) -> bool:
             return every > 0 and step % every == 0 and not last
 
-        if not any(due(every) for every in (config.eval.every_steps, config.sample.every_steps, config.checkpoint.every_steps)):
+        periods = (config.guard.replicas_every_steps, config.eval.every_steps, config.sample.every_steps, config.checkpoint.every_steps)
+        if not any(map(due, periods)):
             return
         jax.block_until_ready(report.metrics)  # so that the pause below holds nothing of the step
         with self.telling.clock.paused():
+            if due(config.guard.replicas_every_steps):
+                self.compare_replicas(state, step)
             if due(config.eval.every_steps):
                 self.evaluate(state, position, config.eval.max_tokens)
             if due(config.sample.every_steps):
@@ -229,5 +253,6 @@ class Run:
         meta["skipped"] = num_skipped
         meta["blend"] = edits.to_json(self.feed.blend.edits, self.feed.names)
         with self.phases.within("save"):
+            self.compare_replicas(state, position.step)
             stored = arrangement.canonical(self.config, self.mesh, state)
             self.checkpoints.save(position.step, stored.params, stored.optimizer, meta)

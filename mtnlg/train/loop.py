@@ -36,6 +36,7 @@ def run(
     position: Position,
     batches: Iterator[Batch],
     *,
+    before_step: Callable[[State, Batch, Position], None],
     on_report: Callable[[Report], None],
     on_step: Callable[[State, Report], None],
     should_stop: Callable[[], bool],
@@ -43,7 +44,7 @@ def run(
 ) -> tuple[State, Position, int]:
     """Trains from `position` to train.num_steps, or until should_stop(); and how many steps, one after the other, were skipped last.
 
-    on_step sees the state after each step, its metrics still on the
+    before_step sees what a step is about to read, and where the run is. on_step sees the state after each step, its metrics still on the
     device (evaluate, sample, save); on_report gets each step's metrics one step late, so that the device never waits for the host.
     num_skipped: steps skipped just before `position`. Raises NumericalError when they become guard.max_skipped, or when float16's
     gradients overflow at loss_scale.floor.
@@ -70,6 +71,7 @@ def run(
         rate = schedule.learning_rate(config.optimizer, after.tokens, total_tokens)
         every = config.log.norms_every_steps
         with_norms = every > 0 and after.step % every == 0
+        before_step(state, batch, position)
         state, metrics = step_program(state, batch.fields, batch.num_microbatches, position.step, rate, with_norms, batch.timetable)
         position = after
         if pending is not None:
