@@ -110,6 +110,7 @@ class Train:
     unroll_layers: bool = key(
         False, "compile every layer on its own instead of one loop over them: faster steps on a CPU, longer compilation"
     )
+    deterministic: bool = key(True, "on GPUs: operations whose results are the same each time, without autotuning; not tried on one yet")
     loss_chunk_tokens: int = key(1024, "tokens whose logits are held at once")
 
 

@@ -161,7 +161,8 @@ class Run:
             return self.examiner.write_samples(state, position)
 
     def record_start(self) -> None:
-        if changed := self.folder.record(self.config, self.overrides):
+        devices = f"{self.mesh.size} {self.mesh.devices.flat[0].device_kind}"
+        if changed := self.folder.record(self.config, self.overrides, devices):
             print(f"the config differs from the last start of this run:\n{change_table(changed)}")
         if self.config.mesh.pipe > 1 and self.config.pipeline.schedule.endswith(".csv"):
             self.keep_schedule(pathlib.Path(self.config.pipeline.schedule).read_bytes())
