@@ -96,7 +96,11 @@ class Train:
     ramp_start_size: int | None = key(None, "batch size at the start; none: no ramp")
     ramp_increment: int = key(32, "sequences added at each increase of the ramp")
     ramp_samples: int = key(0, "sequences over which the batch grows to batch_size")
-    compute_dtype: str = key("float32", "type of activations and matrix products", ("float32", "bfloat16", "float64"))
+    compute_dtype: str = key(
+        "float32",
+        "type of activations and matrix products; float16 scales the loss (section loss_scale)",
+        ("float32", "bfloat16", "float16", "float64"),
+    )
     param_dtype: str = key("float32", "type of parameters and optimizer state", ("float32", "float64"))
     reduce_dtype: str = key(
         "float32", "type in which gradients are summed over samples; float32: that of the parameters", ("float32", "bfloat16")
@@ -107,6 +111,7 @@ class Train:
     unroll_layers: bool = key(
         False, "compile every layer on its own instead of one loop over them: faster steps on a CPU, longer compilation"
     )
+    deterministic: bool = key(True, "on GPUs: operations whose results are the same each time, without autotuning; not tried on one yet")
     loss_chunk_tokens: int = key(1024, "tokens whose logits are held at once")
 
 
@@ -126,6 +131,14 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
+class LossScale:
+    initial: float = key(2.0**32, "what the mean loss of a batch is multiplied by at the start")
+    window: int = key(1000, "steps without overflow after which the scale doubles")
+    hysteresis: int = key(2, "overflows before the scale is halved; counted anew when it doubles")
+    floor: float = key(1.0, "the scale never falls below; an overflow there ends the run")
+
+
+@dataclass(frozen=True)
 class Guard:
     max_grad_norm: float | None = key(None, "steps with a larger gradient norm before clipping are skipped; none: those with no finite one")
     max_skipped: int = key(10, "so many steps skipped one after the other end the run")
@@ -137,6 +150,8 @@ class Guard:
     rollback_steps: int = key(0, "at a spike the run goes back to a checkpoint so many steps before it; 0: a spike is only told")
     skip_steps: int = key(200, "and the samples of so many steps from there on, at least up to the spike, are left out")
     max_rollbacks: int = key(3, "one more spike than this ends the run")
+    replay_every_steps: int = key(0, "loss and gradients of every so many-th step are computed twice more and compared; 0: never")
+    replicas_every_steps: int = key(500, "copies on several devices are compared every so many steps and before each save; 0: never")
 
 
 @dataclass(frozen=True)
@@ -232,7 +247,8 @@ class Config:
     data: Data = section(Data, "what it reads")
     train: Train = section(Train, "how a step is computed")
     optimizer: Optimizer = section(Optimizer, "how weights move")
-    guard: Guard = section(Guard, "steps that leave the weights as they were, and spikes of the loss")
+    loss_scale: LossScale = section(LossScale, "of float16's gradients, with train.compute_dtype=float16")
+    guard: Guard = section(Guard, "steps that leave the weights as they were, spikes of the loss, devices that compute wrongly")
     eval: Eval = section(Eval, "held-out loss")
     sample: Sample = section(Sample, "samples on the way")
     checkpoint: Checkpoint = section(Checkpoint, "what is kept")

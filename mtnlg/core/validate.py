@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 from difflib import get_close_matches
-from math import gcd, inf
+from math import frexp, gcd, inf
 from operator import attrgetter
 
 from mtnlg.core import ranges, resuming, schema
@@ -18,14 +18,14 @@ _RANGES = (
         "data.max_document_bytes train.batch_size train.microbatch_size train.loss_chunk_tokens train.ramp_start_size "
         "train.ramp_increment eval.max_tokens sample.max_new_tokens checkpoint.every_steps checkpoint.keep_last log.every_steps "
         "mesh.replica mesh.pipe mesh.data mesh.context mesh.tensor pipeline.chunks pipeline.in_flight "
-        "guard.max_skipped guard.spike_window guard.spike_steps guard.skip_steps",
+        "guard.max_skipped guard.spike_window guard.spike_steps guard.skip_steps loss_scale.window loss_scale.hysteresis",
     ),
     (
         "must not be negative",
         lambda v: v >= 0,
         "model.position_offset train.num_steps train.ramp_samples optimizer.warmup_tokens eval.every_steps sample.every_steps "
         "log.norms_every_steps checkpoint.keep_every_steps checkpoint.keep_best checkpoint.fast_every_steps "
-        "guard.rollback_steps guard.max_rollbacks",
+        "guard.rollback_steps guard.max_rollbacks guard.replay_every_steps guard.replicas_every_steps",
     ),
     (
         "must be above 0 and finite",
@@ -34,6 +34,7 @@ _RANGES = (
         "optimizer.learning_rate optimizer.eps optimizer.clip_norm guard.max_grad_norm "
         "guard.spike_deviations",
     ),
+    ("is no power of two up to 2**64", lambda v: 0 < v <= 2**64 and frexp(v)[0] == 0.5, "loss_scale.initial loss_scale.floor"),
     ("must be 0 or above, and finite", lambda v: 0 <= v < inf, "optimizer.weight_decay sample.temperature"),
     ("is not in [0, 1]", lambda v: 0 <= v <= 1, "optimizer.min_lr_ratio optimizer.wsd_decay_fraction"),
     ("is not in [0, 1)", lambda v: 0 <= v < 1, "model.dropout_hidden model.dropout_attention optimizer.beta1 optimizer.beta2"),
@@ -47,7 +48,7 @@ def problems(config: schema.Config) -> list[str]:
     """One line for each value out of range, then for each contradiction: the keys, their values, and a value that would do."""
     return [
         line
-        for check in (_ranges, _model, _mesh, _pipeline, _layers, _log, _batch, _optimizer, _data, _sample, _checkpoint)
+        for check in (_ranges, _model, _mesh, _pipeline, _layers, _log, _batch, _optimizer, _loss_scale, _data, _sample, _checkpoint)
         for line in check(config)
     ]
 
@@ -240,6 +241,16 @@ def _optimizer(config):
     opt = config.optimizer
     if opt.decay_tokens is not None and opt.decay_tokens <= opt.warmup_tokens:
         yield f"optimizer.decay_tokens={opt.decay_tokens} is not above optimizer.warmup_tokens={opt.warmup_tokens}"
+
+
+def _loss_scale(config):
+    scale = config.loss_scale
+    if scale.floor > scale.initial:
+        yield f"loss_scale.floor={scale.floor} is above loss_scale.initial={scale.initial}"
+    if config.train.compute_dtype != "float16":
+        for field in fields(scale):
+            if (value := getattr(scale, field.name)) != field.default:
+                yield f"loss_scale.{field.name}={value} scales nothing without train.compute_dtype=float16: take that, or leave it out"
 
 
 def _data(config):

@@ -114,8 +114,13 @@ class Norm(nn.Module):
         return normalise(x, scale, bias, kind=self.model.norm, eps=self.model.norm_eps)
 
 
+def gelu(x):
+    """The tanh form. In float16 the cube of 41 is infinite already, so that it is computed in float32 there."""
+    return nn.gelu(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype) if x.dtype == jnp.float16 else nn.gelu(x)
+
+
 ACTIVATIONS = {
-    "gelu": nn.gelu,
+    "gelu": gelu,
     "gelu_exact": lambda x: nn.gelu(x, approximate=False),
     "relu": nn.relu,
     "swiglu": nn.silu,

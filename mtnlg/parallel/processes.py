@@ -150,6 +150,18 @@ def require_same(said: dict[str, str], cure: str) -> None:
     by_first(compare)
 
 
+def gathered(said) -> list:
+    """What every process says, a JSON value, in each of them; in their order."""
+    if jax.process_count() == 1:
+        return [said]
+    store, key = global_state.client, f"mtnlg/{next(_calls)}"
+    store.key_value_set(f"{key}/{jax.process_index()}", json.dumps(said))
+    told = [json.loads(_wait_for(f"{key}/{process}")) for process in range(jax.process_count())]
+    store.wait_at_barrier(key, _PATIENCE_MS)  # everybody has read
+    store.key_value_delete(f"{key}/{jax.process_index()}")
+    return told
+
+
 def differences(told: dict[int, dict[str, str]]) -> list[str]:
     """What each process says otherwise than process 0."""
     first = told[0]

@@ -31,9 +31,10 @@ from mtnlg.run.goodput import Ledger
 from mtnlg.run.phases import Phases
 from mtnlg.run.screen import Screen
 from mtnlg.run.stop import StopSignals
-from mtnlg.train import evaluate, loop
+from mtnlg.train import evaluate, loop, replay
 from mtnlg.train import state as states
 from mtnlg.train import step as steps
+from mtnlg.train.replicas import Replicas
 from mtnlg.train.schedule import Position
 from mtnlg.train.spike import Spikes
 from mtnlg.train.state import State
@@ -91,6 +92,8 @@ class Run:
         self.checkpoints = Checkpoints(self.path / "checkpoints", keep.keep_last, keep.keep_every_steps, keep.keep_best)
         self.fast = fast.open_folder(config.checkpoint, self.path)
         self.spikes = Spikes(config.guard)
+        self.replicas = Replicas(config, mesh) if config.guard.replicas_every_steps else None
+        self.replay_program = None
 
     def __enter__(self) -> "Run":
         self.telling.__enter__()
@@ -119,6 +122,8 @@ class Run:
         with StopSignals(STOPS) as signals:
             self.ledger.begin(position.step)
             self.telling.begin(position)
+            if self.replicas is not None and (uncovered := self.replicas.uncovered()):
+                self.telling.note(uncovered)
             self.telling.note(self.feed.epochs_line(position))
             state, position, num_skipped = self.make_steps(state, position, num_skipped, signals)
             finished = position.step >= config.train.num_steps
@@ -153,6 +158,7 @@ class Run:
                 while not ended and not self.has_spike:
                     stop = processes.Agreement()
                     hooks = {
+                        "before_step": self.replay,
                         "on_report": self.report,
                         "on_step": self.beside,
                         "should_stop": lambda stop=stop: self.has_spike or stop.agree(signals.received or self.has_failed_save),
@@ -207,7 +213,8 @@ class Run:
             return self.examiner.write_samples(state, position)
 
     def record_start(self) -> None:
-        if changed := self.folder.record(self.config, self.overrides):
+        devices = f"{self.mesh.size} {self.mesh.devices.flat[0].device_kind}"
+        if changed := self.folder.record(self.config, self.overrides, devices):
             print(f"the config differs from the last start of this run:\n{change_table(changed)}")
         if self.fast is None:
             fast.let_go(self.path)
@@ -291,6 +298,21 @@ class Run:
         if report.position.step % self.config.log.every_steps == 0:
             self.ledger.write(report.position.step)
 
+    def replay(self, state: State, batch: loop.Batch, position: Position) -> None:
+        """Before each step: whether its loss and gradients come out the same twice, if it is one that is tried."""
+        every = self.config.guard.replay_every_steps
+        if not every or (position.step + 1) % every:
+            return
+        jax.block_until_ready(state)
+        is_first = self.replay_program is None
+        with self.telling.clock.paused(), self.phases.within("compile" if is_first else "step"):
+            self.replay_program = self.replay_program or replay.program(self.config, self.mesh)
+            replay.require_same(self.replay_program, state, batch, position)
+
+    def compare_replicas(self, state: State, step: int) -> None:
+        if self.replicas is not None:
+            self.replicas.require_same(state, step)
+
     def beside(self, state: State, report: loop.Report) -> None:
         """After each step: what is due at it."""
         config, position, step = self.config, report.position, report.position.step
@@ -301,11 +323,19 @@ class Run:
             return every > 0 and step % every == 0 and not last
 
         saving = config.checkpoint
-        every = (config.eval.every_steps, config.sample.every_steps, saving.every_steps, saving.fast_every_steps)
+        every = (
+            config.guard.replicas_every_steps,
+            config.eval.every_steps,
+            config.sample.every_steps,
+            saving.every_steps,
+            saving.fast_every_steps,
+        )
         if not any(map(due, every)):
             return
         jax.block_until_ready(report.metrics)  # so that the pause below holds nothing of the step
         with self.telling.clock.paused():
+            if due(config.guard.replicas_every_steps):
+                self.compare_replicas(state, step)
             heldout_loss = math.nan
             if due(config.eval.every_steps):
                 heldout_loss = evaluate.whole(self.evaluate(state, position, config.eval.max_tokens).values()).loss
@@ -353,6 +383,7 @@ class Run:
         with self.phases.within("save"):
             if failure := tier.settle():
                 self.telling.note(f"a save has failed, and is tried once more with step {position.step}: {failure.what} ({failure.where})")
+            self.compare_replicas(state, position.step)
             stored = arrangement.canonical(self.config, self.mesh, state)
             tier.save(position.step, stored.params, stored.optimizer, meta)
 

@@ -77,10 +77,13 @@ class Telling:
         marks = {name: True for name, is_so in (("skipped", values["skipped"]), ("spike", stands_out)) if is_so}
         if values["skipped"]:
             loss, norm = values["loss"], values["grad_norm"]
-            self.note(f"step {step} is skipped, the weights stay as they were: loss {loss:.4g}, gradient norm {norm:.4g}")
+            why = f"the gradients overflow at a loss scale of {values['loss_scale']:g}" if values.get("overflows") else None
+            why = why or f"loss {loss:.4g}, gradient norm {norm:.4g}"
+            self.note(f"step {step} is skipped, the weights stay as they were: {why}")
         if not marks and step % self._config.log.every_steps and step != self._config.train.num_steps:
             return
         shown = {"loss": float(values["loss"]), "learning_rate": report.learning_rate, "grad_norm": float(values["grad_norm"])}
+        shown |= {"loss_scale": float(values["loss_scale"])} if "loss_scale" in values else {}
         rate = self.clock.median_rate(self._config.log.every_steps)
         if math.isfinite(rate):
             shown |= {"tokens_per_sec": rate, "mfu": rate * self._flops_per_token / self.peak_flops_per_sec}

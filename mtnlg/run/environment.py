@@ -16,8 +16,11 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sent
 _GIT_TIMEOUT_SECS = 10
 
 
-def snapshot() -> dict:
-    """The environment as JSON values. `git` is there only if this code is tracked in a checkout; secrets in the command are masked."""
+def snapshot(devices: str | None = None) -> dict:
+    """The environment as JSON values; devices: what the caller computes on.
+
+    `git` is there only if this code is tracked in a checkout; secrets in the command are masked.
+    """
     return {
         "mtnlg": mtnlg.__version__,
         **git_state(pathlib.Path(mtnlg.__file__).parent),
@@ -25,6 +28,8 @@ def snapshot() -> dict:
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
         "hostname": socket.gethostname(),
+        "devices": devices,
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         "started": now(),
         "command": redact(sys.orig_argv),
     }

@@ -40,7 +40,7 @@ class RunFolder:
         except OSError:
             return "nobody"
 
-    def record(self, config: schema.Config, overrides: dict) -> dict[str, tuple]:
+    def record(self, config: schema.Config, overrides: dict, devices: str | None = None) -> dict[str, tuple]:
         """Writes `config.json`, `overrides.json` and `environment.json`; returns {key: (before, now)} where a resumed run's config changed.
 
         A file that changes is kept as `config.1.json`, `config.2.json`, and so on, oldest first.
@@ -51,7 +51,7 @@ class RunFolder:
         for name, values in (
             (CONFIG, config_files.to_nested(config)),
             ("overrides.json", overrides),
-            ("environment.json", environment.snapshot()),
+            ("environment.json", environment.snapshot(devices)),
         ):
             _write_and_keep_old(self.path / name, json.dumps(values, indent=2) + "\n")
         return changed

@@ -8,11 +8,12 @@ from jax.sharding import Mesh
 from mtnlg.core import prng, schema
 from mtnlg.model import transformer
 from mtnlg.parallel import arrangement
+from mtnlg.train import loss_scale
 from mtnlg.train import optimizer as optimizers
 
 
 class State(NamedTuple):
-    """What a step changes."""
+    """What a step changes. optimizer: optax's, and behind it, in float16, a LossScale."""
 
     params: dict
     optimizer: tuple
@@ -48,12 +49,16 @@ def _arranged(config: schema.Config) -> State:
     """Every layer is born in its place: nothing of other stages is made and sent."""
     layers = arrangement.layers(config) if arrangement.moves_layers(config) else None
     params = arrangement.pad_vocabulary(config, _params(config, layers))
-    return State(params, optimizers.adamw(config.optimizer).init(params))
+    return _beginning(config, params)
 
 
 def _fresh(config: schema.Config) -> State:
-    params = _params(config, None)
-    return State(params, optimizers.adamw(config.optimizer).init(params))
+    return _beginning(config, _params(config, None))
+
+
+def _beginning(config: schema.Config, params: dict) -> State:
+    scale = (loss_scale.initial(config.loss_scale),) if loss_scale.is_used(config) else ()
+    return State(params, optimizers.adamw(config.optimizer).init(params) + scale)
 
 
 def _params(config: schema.Config, layers) -> dict:

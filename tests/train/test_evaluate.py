@@ -117,6 +117,9 @@ def told(config=CONFIG, *, position=Position(), stop_after=STOP_NEVER, skipped=(
         metrics = {"loss": 0.5 * step, "grad_norm": 1.0, "skipped": step + 1 in skipped, "norms": {"grad": {"mlp": float(step + 1)}}}
         return f"state {step + 1}", metrics
 
+    def before_step(state, batch, at):
+        assert state == f"state {at.step}" and batch.num_samples > 0
+
     def on_report(report):
         events.append(("report", report.position.step))
         reports.append(report)
@@ -125,7 +128,8 @@ def told(config=CONFIG, *, position=Position(), stop_after=STOP_NEVER, skipped=(
         assert state == f"state {report.position.step}"
         events.append(("on_step", report.position.step))
 
-    hooks = {"on_report": on_report, "on_step": on_step, "should_stop": lambda: ("on_step", stop_after) in events}
+    hooks = {"before_step": before_step, "on_report": on_report, "on_step": on_step}
+    hooks["should_stop"] = lambda: ("on_step", stop_after) in events
     try:
         ended = loop.run(config, step_program, f"state {position.step}", position, batches(), **hooks, num_skipped=num_skipped)
     except NumericalError as error:
