@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 
-from mtnlg.core.errors import ConfigError, MtnlgError, TemporaryFailure
+from mtnlg.core.errors import ConfigError, MtnlgError, WorkerLost
 from mtnlg.launch import processes
 
 VERBS = {
@@ -60,13 +60,13 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def _lost_peer(error: Exception) -> TemporaryFailure | None:
+def _lost_peer(error: Exception) -> WorkerLost | None:
     """What a collective's error means when another process of the job has died; None for any other error."""
     said = str(error)
     if type(error).__name__ != "JaxRuntimeError" or not any(sign in said for sign in ("Gloo", "NCCL", "closed by peer", "heartbeat")):
         return None
     cure = "the same command; it goes on from the last checkpoint"
-    return TemporaryFailure("another process of the job is gone", said.splitlines()[0][:120], cure)
+    return WorkerLost("another process of the job is gone", said.splitlines()[0][:120], cure)
 
 
 def _run(arguments: list[str]) -> int:

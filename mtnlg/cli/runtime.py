@@ -18,4 +18,4 @@ def prepare(config: schema.Config | None = None) -> None:
     if job := processes.of_environment():
         from mtnlg.parallel.processes import join
 
-        join(*job, processes.join_secs())
+        join(*job, processes.join_secs(), processes.heartbeat_secs())

@@ -28,9 +28,10 @@ _SILENT_SECS = 5
 _calls = itertools.count()
 
 
-def join(coordinator: str | None, num_processes: int | None, process_id: int | None, secs: int) -> None:
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None, secs: int, heartbeat_secs: int) -> None:
     """Becomes one of several processes and says which; the arguments as in `launch.processes.Job`. Call it before jax has devices.
 
+    heartbeat_secs: who is silent for so long is lost, which ends the others.
     Raises TemporaryFailure when the others are not there after `secs`, ConfigError when no cluster is found.
     """
     # jax's own SIGTERM handler would swallow the signal until training looks for it; `Agreement` takes its place.
@@ -40,9 +41,8 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     if coordinator and process_id == 0:
         _require_free(int(coordinator.rpartition(":")[2]), where)
     # When its own time is up jax aborts the process. So it has longer, and its thread is left behind.
-    started = ThreadPoolExecutor(1).submit(
-        jax.distributed.initialize, coordinator, num_processes, process_id, initialization_timeout=secs + 600, **told
-    )
+    times = {"initialization_timeout": secs + 600, "heartbeat_timeout_seconds": heartbeat_secs}
+    started = ThreadPoolExecutor(1).submit(jax.distributed.initialize, coordinator, num_processes, process_id, **times, **told)
     try:
         try:
             started.result(min(secs, _SILENT_SECS))

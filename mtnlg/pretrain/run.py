@@ -22,7 +22,7 @@ from mtnlg.pretrain.examiner import Examiner
 from mtnlg.pretrain.feed import Feed
 from mtnlg.pretrain.telling import Telling
 from mtnlg.run import environment
-from mtnlg.run.folder import RunFolder, change_table
+from mtnlg.run.folder import STOP, RunFolder, change_table
 from mtnlg.run.phases import Phases
 from mtnlg.run.screen import Screen
 from mtnlg.run.stop import StopSignals
@@ -50,7 +50,9 @@ class Result(NamedTuple):
 
 
 def pretrain(config: schema.Config, workdir: str, overrides: dict) -> Result:
-    """Trains until train.num_steps, SIGTERM or SIGINT (which save first), from the newest good checkpoint in `workdir` if there is one.
+    """Trains until train.num_steps, from the newest good checkpoint in `workdir` if there is one.
+
+    A signal of `run.stop`, or a file `stop` in `workdir`, ends it earlier, saved.
 
     In a job of several processes every process calls this; process 0 writes the files and tells people. All must see the same
     `workdir`. Raises any MtnlgError; what is already saved stays.
@@ -106,7 +108,7 @@ class Run:
                 hooks = {
                     "on_report": self.telling.report,
                     "on_step": self.beside,
-                    "should_stop": lambda: stop.agree(signals.received or self.checkpoints.failed),
+                    "should_stop": lambda: stop.agree(signals.received or self.is_to_stop() or self.checkpoints.failed),
                 }
                 awaited = self.phases.waiting(batches, "data")
                 state, position, num_skipped = loop.run(config, program, state, position, awaited, **hooks, num_skipped=num_skipped)
@@ -127,11 +129,17 @@ class Run:
                 self.checkpoints.wait()
             self.telling.note(self.feed.epochs_line(position))
             how = "finished" if finished else "stopped, to be continued"
+            if not finished and processes.by_first(self.folder.is_to_stop):
+                how = f"stopped, to be continued when {self.path / STOP} is deleted,"
             self.telling.note(f"{how} at step {position.step}, saved in {self.path}")
         if finished:
             self.telling.end()
         rate, peak = self.telling.clock.median_rate(), self.telling.peak_flops_per_sec
         return Result(position, finished, heldout, self.feed.heldout_bytes, written, rate, peak)
+
+    def is_to_stop(self) -> bool:
+        """Whether a file says so; process 0 looks, for all."""
+        return processes.is_first() and self.folder.is_to_stop()
 
     def phased(self, program: Callable) -> Callable:
         """The step, which is `compile` at its first call, and from then on `step`."""

@@ -94,8 +94,9 @@ def test_one_that_fails_ends_the_others_and_its_code_is_returned(failing):
 def test_a_killed_one_is_named_with_its_signal():
     launched = launch("import os, time\nif os.environ['MTNLG_PROCESS_ID'] == '1': os.kill(os.getpid(), 9)\ntime.sleep(60)")
     _, err = launched.communicate()
-    assert launched.returncode == 128 + signal.SIGKILL
-    assert err == "mtnlg: process 1 of 2 was killed by SIGKILL; the others were ended\n"
+    assert launched.returncode == 69
+    cure = "Try: the same command; it goes on from the last checkpoint"
+    assert err == f"mtnlg: error: process 1 of 2 was killed by SIGKILL; the others were ended. {cure}\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

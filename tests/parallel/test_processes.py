@@ -15,7 +15,7 @@ from mtnlg.parallel import processes
 from mtnlg.core.errors import ConfigError, DataError
 signal.alarm(60)  # instead of waiting for each other for ever
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what the other one does must not keep this one from speaking
-processes.join(*places.of_environment(), 60)
+processes.join(*places.of_environment(), 60, 60)
 me = int(os.environ["MTNLG_PROCESS_ID"])
 """
 
