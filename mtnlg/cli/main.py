@@ -19,6 +19,7 @@ VERBS = {
     "config": "print, explain and compare configs",
     "plan": "what lies where on a mesh, every collective of a step, and pipeline schedules as pictures",
     "launch": "start a training job in several processes",
+    "supervise": "start a training command again when it was killed, lost a process or was stuck",
     "data": "make a corpus: extract, clean, deduplicate, decontaminate, tokenise, blend",
     "convert": "bring weights in and out: Hugging Face, llama.cpp, Megatron-LM",
     "ckpt": "list, verify, show, compare and export checkpoints",
@@ -31,7 +32,9 @@ _OF_OPTION = re.compile(r"argument (?P<option>--\w+): (?:invalid (?P<kind>int|fl
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    own = arguments[: arguments.index("--")] if "--" in arguments else arguments  # after it comes the command that `launch` starts
+    own = (
+        arguments[: arguments.index("--")] if "--" in arguments else arguments
+    )  # after it comes the command that `launch` or `supervise` starts
     debug = "--debug" in own
     try:
         return _run([a for a in own if a != "--debug"] + arguments[len(own) :])
@@ -86,7 +89,7 @@ def _run(arguments: list[str]) -> int:
         return module.main(rest) or 0
     parser = parser_of(module, verb)
     options, others = parser.parse_known_args(rest)
-    if verb != "launch":  # which takes a whole command
+    if verb not in ("launch", "supervise"):  # which take a whole command
         _refuse_misspelt(parser, others)
     return module.run(options, others) or 0
 
@@ -131,5 +134,5 @@ GPT-style language models in JAX, from raw text to generated text.
 {verbs}
 
 `python -m mtnlg VERB --help` tells more; `python -m mtnlg train --help` lists every config key. `--debug` shows tracebacks.
-Exit codes: 0 done, 2 bad config or usage, 16 loss not finite, 65 damaged data, 66 missing input, 73 cannot write, 75 try again,
-130 stopped by Ctrl-C."""
+Exit codes: 0 done, 2 bad config or usage, 16 loss not finite, 17 a device computes wrongly, 65 damaged data, 66 missing
+input, 69 a process was lost, 73 cannot write, 74 stuck, 75 try again, 130 stopped by Ctrl-C."""

@@ -11,6 +11,7 @@ def prepare(config: schema.Config | None = None) -> None:
 
     In one of several processes (`mtnlg launch`, a cluster) it waits for the others, and raises what `parallel.processes.join` raises.
     """
+    processes.end_with_launcher()
     allocator.keep_freed_pages()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if config is not None and config.train.param_dtype == "float64":

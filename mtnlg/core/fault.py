@@ -9,6 +9,7 @@ import os
 import pathlib
 import signal
 import sys
+import time
 from typing import NamedTuple
 
 from mtnlg.core.errors import ConfigError
@@ -24,11 +25,14 @@ PHASES = {
     "rename": "its manifest is written, its name is not yet a number (in a thread)",
     "evaluate": "the held-out loss is about to be taken",
 }
+SLEEP_SECS = {"stall": 1e9, "slow": 0.3}
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "hang": signal.SIGSTOP}
 KINDS = {
     "kill": "SIGKILL to this process",
     "term": "SIGTERM to this process",
     "hang": "SIGSTOP to this process",
+    "stall": "this thread sleeps for ever",
+    "slow": "it sleeps for 0.3 s",
     "full": "the error of a full disk",
     "nan": "no weight of the batch is a number",
 }
@@ -73,6 +77,7 @@ def point(phase: str, step: int | None = None) -> bool:
         print(f"mtnlg: {VARIABLE}: {fault.kind} at {phase}{'' if step is None else f' of step {step}'}", file=sys.stderr, flush=True)
         if fault.kind in SIGNALS:
             os.kill(os.getpid(), SIGNALS[fault.kind])
+        time.sleep(SLEEP_SECS.get(fault.kind, 0))
         if fault.kind == "full":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return any(fault.kind == "nan" for fault in due)

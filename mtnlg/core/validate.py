@@ -32,7 +32,12 @@ _RANGES = (
         "model.init_std model.norm_eps model.rope_theta model.rope_scaling_factor model.rope_low_freq_factor model.rope_high_freq_factor "
         "optimizer.learning_rate optimizer.eps optimizer.clip_norm guard.max_grad_norm",
     ),
-    ("must be 0 or above, and finite", lambda v: 0 <= v < inf, "optimizer.weight_decay sample.temperature"),
+    (
+        "must be 0 or above, and finite",
+        lambda v: 0 <= v < inf,
+        "optimizer.weight_decay sample.temperature watchdog.init_secs watchdog.compile_secs watchdog.data_secs watchdog.step_secs "
+        "watchdog.evaluate_secs watchdog.save_secs",
+    ),
     ("is not in [0, 1]", lambda v: 0 <= v <= 1, "optimizer.min_lr_ratio optimizer.wsd_decay_fraction"),
     ("is not in [0, 1)", lambda v: 0 <= v < 1, "model.dropout_hidden model.dropout_attention optimizer.beta1 optimizer.beta2"),
     ("is not in (0, 1]", lambda v: 0 < v <= 1, "model.rope_fraction sample.top_p"),

@@ -56,6 +56,7 @@ def _free_port() -> int:
 
 def _environment(job: Job, num_devices: int | None) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name != processes.CLUSTER} | job.environment()
+    environment[processes.LAUNCHER] = str(os.getpid())
     environment["JAX_COORDINATOR_BIND_ADDRESS"] = job.coordinator  # otherwise it would listen on every network of this machine
     if num_devices is not None:
         flags = [flag for flag in environment.get("XLA_FLAGS", "").split() if "xla_force_host_platform_device_count" not in flag]
@@ -101,8 +102,9 @@ def _end(children: list[subprocess.Popen]) -> dict[int, str]:
     """
     silent, deadline = {}, time.monotonic() + GRACE_SECS
     for number, child in enumerate(children):
+        is_stopped = verdict.state(child.pid) == "T"  # and says nothing any more
         try:
-            child.wait(max(deadline - time.monotonic(), 0))
+            child.wait(0 if is_stopped else max(deadline - time.monotonic(), 0))
         except subprocess.TimeoutExpired:
             silent[number] = verdict.state(child.pid)
             child.kill()

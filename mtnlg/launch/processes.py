@@ -1,6 +1,8 @@
 """Which process of a job this one is, as the environment says: set by `mtnlg launch`, by a scheduler or by hand."""
 
+import ctypes
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -12,7 +14,9 @@ CLUSTER = "MTNLG_DISTRIBUTED"  # 1: jax asks the cluster (Slurm, Open MPI, a TPU
 COORDINATOR, NUM_PROCESSES, PROCESS_ID = "MTNLG_COORDINATOR", "MTNLG_NUM_PROCESSES", "MTNLG_PROCESS_ID"
 JOIN_SECS = "MTNLG_JOIN_SECS"  # how long processes wait for each other at the start
 HEARTBEAT_SECS = "MTNLG_HEARTBEAT_SECS"  # a process of which nothing is heard for so long is lost, and with it the job
+LAUNCHER = "MTNLG_LAUNCHER"  # the process that started this one and ends it
 _LAST_SECS = 1.0
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 _PLACE = (COORDINATOR, NUM_PROCESSES, PROCESS_ID)
 
 
@@ -65,6 +69,15 @@ def heartbeat_secs(environment: Mapping[str, str] = os.environ) -> int:
     if secs < 1:
         raise ConfigError(f"{HEARTBEAT_SECS}={secs} is not above 0", "environment", f"{HEARTBEAT_SECS}=60")
     return secs
+
+
+def end_with_launcher() -> None:
+    """On Linux a process whose launcher is killed ends too: otherwise it would hold the run's folder, and wait for others for ever."""
+    launcher = os.environ.get(LAUNCHER)
+    if launcher and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(launcher):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def in_job() -> bool:

@@ -26,6 +26,7 @@ from mtnlg.run.folder import STOP, RunFolder, change_table
 from mtnlg.run.phases import Phases
 from mtnlg.run.screen import Screen
 from mtnlg.run.stop import StopSignals
+from mtnlg.run.watchdog import Watchdog
 from mtnlg.train import evaluate, loop
 from mtnlg.train import state as states
 from mtnlg.train import step as steps
@@ -69,17 +70,19 @@ def pretrain(config: schema.Config, workdir: str, overrides: dict) -> Result:
         processes.by_first(lambda: str(stack.enter_context(folder).path))
         same = {f"the owner of {workdir}": folder.owner(), "the path of the workdir": str(folder.path.absolute())}
         processes.require_same(same, "one --workdir on a file system that every process sees")
-        run = stack.enter_context(Run(config, folder, mesh, overrides))
+        phases = Phases()
+        stack.enter_context(Watchdog(phases, config.watchdog, folder.beat if processes.is_first() else None))
+        run = stack.enter_context(Run(config, folder, mesh, overrides, phases))
         return run.train()
 
 
 class Run:
     """The pieces of a run in its folder, and what happens beside the steps."""
 
-    def __init__(self, config: schema.Config, folder: RunFolder, mesh: Mesh, overrides: dict):
+    def __init__(self, config: schema.Config, folder: RunFolder, mesh: Mesh, overrides: dict, phases: Phases):
         self.config, self.folder, self.mesh, self.overrides = config, folder, mesh, overrides
         self.path = folder.path
-        self.phases = Phases()
+        self.phases = phases
         self.feed = Feed(config, mesh, pathlib.Path(config.data.directory or self.path / "data"))
         self.telling = Telling(config, mesh, self.path)
         self.examiner = Examiner(config, mesh, self.feed, self.telling)
@@ -91,12 +94,14 @@ class Run:
 
     def __exit__(self, *_) -> None:
         self.telling.__exit__()
-        self.checkpoints.join()  # a save under way is finished whatever ended the run
+        with self.phases.within("save"):
+            self.checkpoints.join()  # a save under way is finished whatever ended the run
 
     def train(self) -> Result:
         config = self.config
         processes.by_first(self.checkpoints.clear_unfinished)
         state, position, num_skipped = self.restore()
+        self.phases.step = position.step
         processes.by_first(self.keep_tokenizer)
         processes.by_first(self.record_start)  # only now: a refused start leaves no trace
         heldout, written, stop = {}, [], processes.Agreement()
@@ -133,7 +138,8 @@ class Run:
                 how = f"stopped, to be continued when {self.path / STOP} is deleted,"
             self.telling.note(f"{how} at step {position.step}, saved in {self.path}")
         if finished:
-            self.telling.end()
+            with self.phases.within("evaluate"):
+                self.telling.end()
         rate, peak = self.telling.clock.median_rate(), self.telling.peak_flops_per_sec
         return Result(position, finished, heldout, self.feed.heldout_bytes, written, rate, peak)
 
@@ -215,6 +221,7 @@ class Run:
     def beside(self, state: State, report: loop.Report) -> None:
         """After each step: what is due at it."""
         config, position, step = self.config, report.position, report.position.step
+        self.phases.step = step
         fault.point("step", step)
         last = step == config.train.num_steps
 

@@ -1,6 +1,7 @@
 """A run's folder: one writer at a time, and a record of what was run."""
 
 import json
+import os
 import pathlib
 import shlex
 
@@ -41,6 +42,10 @@ class RunFolder:
     def is_to_stop(self) -> bool:
         """Whether somebody has made the file `stop`."""
         return (self.path / STOP).exists()
+
+    def beat(self) -> None:
+        """A sign of life of who holds the folder, for other processes: the lock file's time. Raises OSError."""
+        os.utime(self.path / "lock")
 
     def owner(self) -> str:
         """Who holds the folder, as its lock file says here; a process on another file system sees somebody else, or nobody."""
