@@ -66,7 +66,9 @@ def main(argv: list[str] | None = None) -> int:
 def _lost_peer(error: Exception) -> WorkerLost | None:
     """What a collective's error means when another process of the job has died; None for any other error."""
     said = str(error)
-    if type(error).__name__ != "JaxRuntimeError" or not any(sign in said for sign in ("Gloo", "NCCL", "closed by peer", "heartbeat")):
+    if type(error).__name__ not in ("JaxRuntimeError", "ValueError") or not any(
+        sign in said for sign in ("Gloo", "NCCL", "closed by peer", "heartbeat")
+    ):
         return None
     cure = "the same command; it goes on from the last checkpoint"
     return WorkerLost("another process of the job is gone", said.splitlines()[0][:120], cure)

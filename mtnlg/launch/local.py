@@ -3,6 +3,7 @@
 import contextlib
 import os
 import queue
+import re
 import socket
 import subprocess
 import sys
@@ -13,6 +14,10 @@ from mtnlg.launch import forward, processes, verdict
 from mtnlg.launch.processes import Job
 
 GRACE_SECS = 3.0  # before SIGKILL, for the others when one process failed
+# The C++ of collectives on a CPU, which cannot be told to be quiet.
+_GLOO = ("[Gloo] Rank ", "Expected number of connected peer ranks")
+# With this a process begins to say that jax ends it as another is gone: pages of C++, where `verdict` has a line.
+_ABORTED = re.compile(r"[EF]\d{4} .*(coordination_service\w*\.cc:|client\.h:\d+\] Terminating process)")
 
 
 def run(command: list[str], num_processes: int, num_devices: int | None = None) -> int:
@@ -27,11 +32,11 @@ def run(command: list[str], num_processes: int, num_devices: int | None = None) 
         try:
             for number in range(num_processes):
                 environment = _environment(Job(coordinator, num_processes, number), num_devices)
-                children.append(_start(command, environment) if number == 0 else _start_piped(command, environment))
-                _thread(_tell_end, children[-1], number, ended)
-                if number:
-                    pipes = ((children[-1].stdout, sys.stdout), (children[-1].stderr, sys.stderr))
-                    copiers += [_thread(_copy, pipe, target, f"[{number}] ") for pipe, target in pipes]
+                children.append(child := _start(command, environment, number))
+                _thread(_tell_end, child, number, ended)
+                for pipe, target in ((child.stdout, sys.stdout), (child.stderr, sys.stderr)):
+                    if pipe is not None:  # process 0 has our standard output, on which it may draw a bar
+                        copiers.append(_thread(_copy, pipe, target, f"[{number}] " if number else ""))
             for _ in children:
                 if children[failed := ended.get()].returncode:
                     break
@@ -39,7 +44,7 @@ def run(command: list[str], num_processes: int, num_devices: int | None = None) 
             forward.ignore()
             silent = _end(children)
     for copier in copiers:
-        copier.join()
+        copier.join(GRACE_SECS)  # what a process has started may hold its pipe for longer
     codes = [child.returncode for child in children]
     if codes[failed] == 0:
         return 0
@@ -64,14 +69,13 @@ def _environment(job: Job, num_devices: int | None) -> dict[str, str]:
     return environment
 
 
-def _start(command: list[str], environment: dict[str, str], **output) -> subprocess.Popen:
+def _start(command: list[str], environment: dict[str, str], number: int) -> subprocess.Popen:
     """In a process group of its own: a terminal's Ctrl-C comes through the launcher only, and thus once."""
-    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, process_group=0, **output)
-
-
-def _start_piped(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
-    unbuffered = environment | {"PYTHONUNBUFFERED": "1"}  # lines come when they are written, and a killed process loses none
-    return _start(command, unbuffered, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
+    pipes = {"stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+    if number:
+        pipes["stdout"] = subprocess.PIPE
+        environment = environment | {"PYTHONUNBUFFERED": "1"}  # lines come when they are written, and a killed process loses none
+    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, process_group=0, **pipes)
 
 
 def _thread(function, *arguments) -> threading.Thread:
@@ -86,10 +90,10 @@ def _tell_end(child: subprocess.Popen, number: int, ended: queue.SimpleQueue) ->
 
 
 def _copy(pipe, target, prefix: str) -> None:
+    is_aborted = False
     for line in pipe:
-        if line.startswith(
-            ("[Gloo] Rank ", "Expected number of connected peer ranks")
-        ):  # the C++ of collectives on a CPU, which cannot be told to be quiet
+        is_aborted = is_aborted or _ABORTED.match(line) is not None
+        if line.startswith(_GLOO) or (is_aborted and not line.startswith("mtnlg: ")):
             continue
         with contextlib.suppress(OSError, ValueError):  # nobody reads any more: go on, or the process would block on its pipe
             print(prefix + line.rstrip("\n") + "\n", end="", file=target, flush=True)  # in one piece, between other lines

@@ -136,6 +136,27 @@ def differences(told: dict[int, dict[str, str]]) -> list[str]:
     ]
 
 
+class Board:
+    """Numbers that processes write down for process 0 to read later; nobody waits for anybody.
+
+    subject: no two boards have the same.
+    """
+
+    def __init__(self, subject: str):
+        self._subject = subject
+
+    def write(self, page: int, secs: float) -> None:
+        """Once for each page in each process."""
+        global_state.client.key_value_set(f"mtnlg/{self._subject}/{page}/{jax.process_index()}", f"{secs} {socket.gethostname()}")
+
+    def take(self, page: int) -> dict[int, tuple[float, str]]:
+        """{process: (its number, its host)} of a page, as far as they are there, in process 0. The page is gone then."""
+        store, folder = global_state.client, f"mtnlg/{self._subject}/{page}/"
+        found = {int(key.rpartition("/")[2]): text.split(" ", 1) for key, text in store.key_value_dir_get(folder)}
+        store.key_value_delete(folder)
+        return {process: (float(secs), host) for process, (secs, host) in found.items()}
+
+
 class Agreement:
     """Whether any process has said yes, so that all stop after the same step.
 

@@ -20,6 +20,7 @@ from mtnlg.parallel import arrangement, processes, timetable
 from mtnlg.parallel import mesh as meshes
 from mtnlg.pretrain.examiner import Examiner
 from mtnlg.pretrain.feed import Feed
+from mtnlg.pretrain.stragglers import Stragglers
 from mtnlg.pretrain.telling import Telling
 from mtnlg.run import environment
 from mtnlg.run.folder import STOP, RunFolder, change_table
@@ -86,6 +87,7 @@ class Run:
         self.feed = Feed(config, mesh, pathlib.Path(config.data.directory or self.path / "data"))
         self.telling = Telling(config, mesh, self.path)
         self.examiner = Examiner(config, mesh, self.feed, self.telling)
+        self.stragglers = Stragglers(phases, self.telling.note, config.log.every_steps)
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep_last)
 
     def __enter__(self) -> "Run":
@@ -224,6 +226,8 @@ class Run:
         self.phases.step = step
         fault.point("step", step)
         last = step == config.train.num_steps
+        if step % config.log.every_steps == 0:
+            self.stragglers.look()
 
         def due(every: int) -> bool:
             return every > 0 and step % every == 0 and not last

@@ -22,6 +22,7 @@ class Phases:
         self._clock = clock
         self.now, self.since = "init", clock()
         self.step = 0  # the last one that was begun
+        self.waits: collections.deque[float] = collections.deque(maxlen=100)
         self.turns: collections.deque[float] = collections.deque(maxlen=100)
         self._secs = dict.fromkeys(PHASES, 0.0)
 
@@ -42,11 +43,14 @@ class Phases:
         self.now, self.since = phase, now
 
     def waiting(self, items: Iterable, phase: str) -> Iterator:
-        """The same items; while the next one is awaited it is `phase`. `turns` has the seconds from one item to the next, of the last."""
+        """The same items; while the next one is awaited it is `phase`. Of the last items, `waits` has
+        the seconds that each was awaited, and `turns` those from having it to asking for the next."""
         items = iter(items)
         while True:
+            begin = self._clock()
             with self.within(phase):
                 item = next(items, None)
+            self.waits.append(self._clock() - begin)
             if item is None:
                 return
             begin = self._clock()

@@ -1,6 +1,7 @@
 """A job that loses a process, by a kill or a hang, ends in time, says whom, and goes on from its last checkpoint."""
 
 import json
+import re
 
 import pytest
 from lost import end, lost, start
@@ -41,3 +42,12 @@ def test_one_of_three_is_named(config, tmp_path):
     overrides = ["--config.mesh.data=6", "--config.train.batch_size=6", "--config.model.d_model=24"]
     ending = end(start(config, tmp_path / "run", *overrides, num_processes=3, fault="hang@phase:step,step:3,process:2"))
     assert not lost(ending, 2, "is stopped"), ending
+
+
+def test_a_slow_process_is_named_within_three_intervals(config, tmp_path):
+    """And only it; the third interval is judged at the end of the fourth."""
+    overrides = ["--config.train.num_steps=8", "--config.log.every_steps=2"]
+    out, err = start(config, tmp_path / "run", *overrides, fault="slow@phase:batch,process:1").communicate(timeout=600)
+    (line,) = [line for line in out.splitlines() if "is slow" in line]
+    assert re.fullmatch(r"process 1 \(host \S+\) is slow: its batches take 0\.[3-9]\d s a step, those of the others 0\.\d\d s", line)
+    assert "finished at step 8" in out, err

@@ -53,7 +53,7 @@ def test_killed_and_stuck_under_a_supervisor_it_is_the_same_run(whole, resolve, 
     killed, config = tmp_path / "killed", tmp_path / "config.json"
     config.write_text(json.dumps(configs.to_nested(resolve())))
     faults = f"kill@phase:step,step:2,once:{tmp_path / 'first'};stall@phase:step,step:5,once:{tmp_path / 'second'}"
-    train = ["train", f"--config={config}", f"--workdir={killed}", "--config.watchdog.step_secs=5"]
+    train = ["train", f"--config={config}", f"--workdir={killed}", "--config.watchdog.step_secs=10"]
     command = [sys.executable, "-m", "mtnlg", "supervise", "--", *train]
     ended = subprocess.run(command, cwd=ROOT, env=os.environ | {fault.VARIABLE: faults}, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
