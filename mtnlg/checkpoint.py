@@ -21,6 +21,7 @@ from mtnlg.core import config as configs
 from mtnlg.core import fault, files, manifest, schema
 from mtnlg.core.errors import DataError, MissingInput, MtnlgError, TemporaryFailure
 from mtnlg.core.keeping import kept
+from mtnlg.core.manifest import whole_steps
 from mtnlg.core.tree import by_path, path_name
 from mtnlg.parallel import processes
 
@@ -151,14 +152,6 @@ class Checkpoints:
         for pattern in ("*.saving*", "*.deleting"):
             for left in self.directory.glob(pattern):
                 shutil.rmtree(left)
-
-
-def whole_steps(directory: str | os.PathLike) -> list[int]:
-    """Numbers of the step folders with a manifest, oldest first; always read from disk."""
-    directory = pathlib.Path(directory)
-    if not directory.is_dir():
-        return []
-    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal() and (p / manifest.NAME).is_file())
 
 
 def newest_good(directories: Sequence[pathlib.Path], report=print) -> pathlib.Path | None:

@@ -25,7 +25,7 @@ def main() -> int:
         5: lambda _: tests("30 mismatches refused before any compile, 10 legal changes accepted", 40, "tests/train/test_mismatch.py"),
         6: lambda _: numbers.not_numbers(20),
         7: lambda _: tests("a planted spike: the run is the one that was told to skip", 1, "tests/train/test_rollback.py"),
-        8: lambda _: tests("50 flipped bits of copies found", 1, "tests/train/test_replicas.py"),
+        8: lambda _: tests("50 flipped bits of copies found", 1, "tests/train/test_replicas.py", "tests/launch/test_damage_in_two.py"),
         9: lambda _: overhead.guards(),
         10: overhead.saves,
         11: day.bad_day,

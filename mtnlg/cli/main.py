@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 
-from mtnlg.core.errors import ConfigError, MtnlgError, TemporaryFailure
+from mtnlg.core.errors import ConfigError, MtnlgError, WorkerLost
 from mtnlg.launch import processes
 
 VERBS = {
@@ -19,6 +19,7 @@ VERBS = {
     "config": "print, explain and compare configs",
     "plan": "what lies where on a mesh, every collective of a step, and pipeline schedules as pictures",
     "launch": "start a training job in several processes",
+    "supervise": "start a training command again when it was killed, lost a process or was stuck",
     "data": "make a corpus: extract, clean, deduplicate, decontaminate, tokenise, blend",
     "convert": "bring weights in and out: Hugging Face, llama.cpp, Megatron-LM",
     "goodput": "where a run's time went, as a table and a picture",
@@ -32,7 +33,9 @@ _OF_OPTION = re.compile(r"argument (?P<option>--\w+): (?:invalid (?P<kind>int|fl
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    own = arguments[: arguments.index("--")] if "--" in arguments else arguments  # after it comes the command that `launch` starts
+    own = (
+        arguments[: arguments.index("--")] if "--" in arguments else arguments
+    )  # after it comes the command that `launch` or `supervise` starts
     debug = "--debug" in own
     try:
         return _run([a for a in own if a != "--debug"] + arguments[len(own) :])
@@ -61,13 +64,15 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def _lost_peer(error: Exception) -> TemporaryFailure | None:
+def _lost_peer(error: Exception) -> WorkerLost | None:
     """What a collective's error means when another process of the job has died; None for any other error."""
     said = str(error)
-    if type(error).__name__ != "JaxRuntimeError" or not any(sign in said for sign in ("Gloo", "NCCL", "closed by peer", "heartbeat")):
+    if type(error).__name__ not in ("JaxRuntimeError", "ValueError") or not any(
+        sign in said for sign in ("Gloo", "NCCL", "closed by peer", "heartbeat")
+    ):
         return None
     cure = "the same command; it goes on from the last checkpoint"
-    return TemporaryFailure("another process of the job is gone", said.splitlines()[0][:120], cure)
+    return WorkerLost("another process of the job is gone", said.splitlines()[0][:120], cure)
 
 
 def _run(arguments: list[str]) -> int:
@@ -87,7 +92,7 @@ def _run(arguments: list[str]) -> int:
         return module.main(rest) or 0
     parser = parser_of(module, verb)
     options, others = parser.parse_known_args(rest)
-    if verb != "launch":  # which takes a whole command
+    if verb not in ("launch", "supervise"):  # which take a whole command
         _refuse_misspelt(parser, others)
     return module.run(options, others) or 0
 
@@ -132,5 +137,5 @@ GPT-style language models in JAX, from raw text to generated text.
 {verbs}
 
 `python -m mtnlg VERB --help` tells more; `python -m mtnlg train --help` lists every config key. `--debug` shows tracebacks.
-Exit codes: 0 done, 2 bad config or usage, 16 loss not finite, 65 damaged data, 66 missing input, 73 cannot write, 75 try again,
-130 stopped by Ctrl-C."""
+Exit codes: 0 done, 2 bad config or usage, 16 loss not finite, 17 a device computes wrongly, 65 damaged data, 66 missing
+input, 69 a process was lost, 73 cannot write, 74 stuck, 75 try again, 130 stopped by Ctrl-C."""

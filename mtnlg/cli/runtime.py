@@ -15,6 +15,7 @@ def prepare(config: schema.Config | None = None) -> None:
     Asks XLA for deterministic GPU operations with train.deterministic, unless XLA_FLAGS speak of them already.
     In one of several processes (`mtnlg launch`, a cluster) it waits for the others, and raises what `parallel.processes.join` raises.
     """
+    processes.end_with_launcher()
     allocator.keep_freed_pages()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if config is not None and config.train.param_dtype == "float64":
@@ -26,4 +27,4 @@ def prepare(config: schema.Config | None = None) -> None:
     if job := processes.of_environment():
         from mtnlg.parallel.processes import join
 
-        join(*job, processes.join_secs())
+        join(*job, processes.join_secs(), processes.heartbeat_secs())

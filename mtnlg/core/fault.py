@@ -9,6 +9,7 @@ import os
 import pathlib
 import signal
 import sys
+import time
 from typing import NamedTuple
 
 from mtnlg.core.errors import ConfigError
@@ -25,11 +26,14 @@ PHASES = {
     "rollback": "what a rollback leaves out is written down, and nothing else of it done",
     "evaluate": "the held-out loss is about to be taken",
 }
+SLEEP_SECS = {"stall": 1e9, "slow": 0.3}
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "hang": signal.SIGSTOP}
 KINDS = {
     "kill": "SIGKILL to this process",
     "term": "SIGTERM to this process",
     "hang": "SIGSTOP to this process",
+    "stall": "this thread sleeps for ever",
+    "slow": "it sleeps for 0.3 s",
     "full": "the error of a full disk",
     "nan": "no weight of the batch is a number",
     "garble": "every target of the batch is the last token of the vocabulary",
@@ -83,6 +87,7 @@ def point(phase: str, step: int | None = None, draws: range = range(0)) -> set[s
         print(f"mtnlg: {VARIABLE}: {fault.kind} at {phase}{'' if step is None else f' of step {step}'}", file=sys.stderr, flush=True)
         if fault.kind in SIGNALS:
             os.kill(os.getpid(), SIGNALS[fault.kind])
+        time.sleep(SLEEP_SECS.get(fault.kind, 0))
         if fault.kind == "full":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return {fault.kind for fault in due}

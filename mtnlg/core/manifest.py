@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Callable
 
@@ -22,6 +23,14 @@ def _seal(rows: dict[str, dict]) -> str:
 def row(path: pathlib.Path) -> dict:
     """Of one file."""
     return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def whole_steps(directory: str | os.PathLike) -> list[int]:
+    """Numbers of the step folders with a manifest, oldest first; always read from disk."""
+    directory = pathlib.Path(directory)
+    if not directory.is_dir():
+        return []
+    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal() and (p / NAME).is_file())
 
 
 def problems(directory: pathlib.Path, belongs: Callable[[str], bool] = lambda name: True) -> list[str]:

@@ -9,7 +9,7 @@ from mtnlg.core.errors import ConfigError, DataError
 # Keys and groups that change no number beyond rounding, or are meant to change on the way. A key that is in no list here is compared.
 FREE = ("name", "mesh", "pipeline", "log", "eval", "sample", "checkpoint", "resume", "guard", "init", "model.init_std", "data.directory")
 FREE += ("data.weights", "data.skip_ranges", "train.num_steps", "train.microbatch_size", "train.recompute", "train.unroll_layers")
-FREE += ("train.loss_chunk_tokens",)
+FREE += ("train.loss_chunk_tokens", "watchdog")
 # What prepares the tokens: what came of it is compared by its hashes, where the checkpoint has them.
 PREPARES = ("data.source", "data.tokenizer", "data.tokenizer_train_bytes", "data.heldout_fraction", "data.max_document_bytes")
 # What shapes the arrays: those are compared themselves, one by one, and nobody can allow them to differ.

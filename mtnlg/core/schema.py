@@ -187,6 +187,18 @@ class Resume:
 
 
 @dataclass(frozen=True)
+class Watchdog:
+    init_secs: float | None = key(None, "longest start, preparing data included; none: no limit, as 0")
+    compile_secs: float | None = key(None, "longest first step, which is compiled; none: 1 h; 0: no limit")
+    data_secs: float | None = key(None, "longest wait for a batch; none: 10 min; 0: no limit")
+    step_secs: float | None = key(
+        None, "longest step; none: 5 x the median of the last 100, 60 s at least (1 h until 5 are done); 0: no limit"
+    )
+    evaluate_secs: float | None = key(None, "longest held-out loss, or samples; none: 4 h; 0: no limit")
+    save_secs: float | None = key(None, "longest wait for a checkpoint; none: 1 h; 0: no limit")
+
+
+@dataclass(frozen=True)
 class Log:
     every_steps: int = key(10, "a line in metrics.jsonl every so many steps")
     norms_every_steps: int = key(100, "norms of gradients, parameters and activations by group every so many steps; 0: never")
@@ -253,6 +265,7 @@ class Config:
     sample: Sample = section(Sample, "samples on the way")
     checkpoint: Checkpoint = section(Checkpoint, "what is kept")
     resume: Resume = section(Resume, "going on from a checkpoint")
+    watchdog: Watchdog = section(Watchdog, "seconds a phase may take before the run ends as stuck, exit code 74")
     log: Log = section(Log, "what is reported")
     mesh: Mesh = section(Mesh, "degrees of parallelism, and what lies where")
     pipeline: Pipeline = section(Pipeline, "the order of work on pipeline stages, and their layers")

@@ -35,7 +35,12 @@ _RANGES = (
         "guard.spike_deviations",
     ),
     ("is no power of two up to 2**64", lambda v: 0 < v <= 2**64 and frexp(v)[0] == 0.5, "loss_scale.initial loss_scale.floor"),
-    ("must be 0 or above, and finite", lambda v: 0 <= v < inf, "optimizer.weight_decay sample.temperature"),
+    (
+        "must be 0 or above, and finite",
+        lambda v: 0 <= v < inf,
+        "optimizer.weight_decay sample.temperature watchdog.init_secs watchdog.compile_secs watchdog.data_secs watchdog.step_secs "
+        "watchdog.evaluate_secs watchdog.save_secs",
+    ),
     ("is not in [0, 1]", lambda v: 0 <= v <= 1, "optimizer.min_lr_ratio optimizer.wsd_decay_fraction"),
     ("is not in [0, 1)", lambda v: 0 <= v < 1, "model.dropout_hidden model.dropout_attention optimizer.beta1 optimizer.beta2"),
     ("is not in (0, 1]", lambda v: 0 < v <= 1, "model.rope_fraction sample.top_p"),

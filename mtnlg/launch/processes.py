@@ -1,6 +1,8 @@
 """Which process of a job this one is, as the environment says: set by `mtnlg launch`, by a scheduler or by hand."""
 
+import ctypes
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -11,7 +13,10 @@ from mtnlg.core.errors import ConfigError
 CLUSTER = "MTNLG_DISTRIBUTED"  # 1: jax asks the cluster (Slurm, Open MPI, a TPU pod) for the rest
 COORDINATOR, NUM_PROCESSES, PROCESS_ID = "MTNLG_COORDINATOR", "MTNLG_NUM_PROCESSES", "MTNLG_PROCESS_ID"
 JOIN_SECS = "MTNLG_JOIN_SECS"  # how long processes wait for each other at the start
+HEARTBEAT_SECS = "MTNLG_HEARTBEAT_SECS"  # a process of which nothing is heard for so long is lost, and with it the job
+LAUNCHER = "MTNLG_LAUNCHER"  # the process that started this one and ends it
 _LAST_SECS = 1.0
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 _PLACE = (COORDINATOR, NUM_PROCESSES, PROCESS_ID)
 
 
@@ -56,6 +61,23 @@ def of_environment(environment: Mapping[str, str] = os.environ) -> Job | None:
 def join_secs(environment: Mapping[str, str] = os.environ) -> int:
     """Seconds to wait for the other processes of the job. Raises ConfigError."""
     return _number(environment, JOIN_SECS) if environment.get(JOIN_SECS) else 300
+
+
+def heartbeat_secs(environment: Mapping[str, str] = os.environ) -> int:
+    """Seconds after which a silent process is given up. Raises ConfigError."""
+    secs = _number(environment, HEARTBEAT_SECS) if environment.get(HEARTBEAT_SECS) else 60
+    if secs < 1:
+        raise ConfigError(f"{HEARTBEAT_SECS}={secs} is not above 0", "environment", f"{HEARTBEAT_SECS}=60")
+    return secs
+
+
+def end_with_launcher() -> None:
+    """On Linux a process whose launcher is killed ends too: otherwise it would hold the run's folder, and wait for others for ever."""
+    launcher = os.environ.get(LAUNCHER)
+    if launcher and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(launcher):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def in_job() -> bool:

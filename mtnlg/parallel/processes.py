@@ -28,9 +28,10 @@ _SILENT_SECS = 5
 _calls = itertools.count()
 
 
-def join(coordinator: str | None, num_processes: int | None, process_id: int | None, secs: int) -> None:
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None, secs: int, heartbeat_secs: int) -> None:
     """Becomes one of several processes and says which; the arguments as in `launch.processes.Job`. Call it before jax has devices.
 
+    heartbeat_secs: who is silent for so long is lost, which ends the others.
     Raises TemporaryFailure when the others are not there after `secs`, ConfigError when no cluster is found.
     """
     # jax's own SIGTERM handler would swallow the signal until training looks for it; `Agreement` takes its place.
@@ -40,9 +41,8 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     if coordinator and process_id == 0:
         _require_free(int(coordinator.rpartition(":")[2]), where)
     # When its own time is up jax aborts the process. So it has longer, and its thread is left behind.
-    started = ThreadPoolExecutor(1).submit(
-        jax.distributed.initialize, coordinator, num_processes, process_id, initialization_timeout=secs + 600, **told
-    )
+    times = {"initialization_timeout": secs + 600, "heartbeat_timeout_seconds": heartbeat_secs}
+    started = ThreadPoolExecutor(1).submit(jax.distributed.initialize, coordinator, num_processes, process_id, **times, **told)
     try:
         try:
             started.result(min(secs, _SILENT_SECS))
@@ -171,6 +171,27 @@ def differences(told: dict[int, dict[str, str]]) -> list[str]:
         for name in first | said
         if said.get(name) != first.get(name)
     ]
+
+
+class Board:
+    """Numbers that processes write down for process 0 to read later; nobody waits for anybody.
+
+    subject: no two boards have the same.
+    """
+
+    def __init__(self, subject: str):
+        self._subject = subject
+
+    def write(self, page: int, secs: float) -> None:
+        """Once for each page in each process."""
+        global_state.client.key_value_set(f"mtnlg/{self._subject}/{page}/{jax.process_index()}", f"{secs} {socket.gethostname()}")
+
+    def take(self, page: int) -> dict[int, tuple[float, str]]:
+        """{process: (its number, its host)} of a page, as far as they are there, in process 0. The page is gone then."""
+        store, folder = global_state.client, f"mtnlg/{self._subject}/{page}/"
+        found = {int(key.rpartition("/")[2]): text.split(" ", 1) for key, text in store.key_value_dir_get(folder)}
+        store.key_value_delete(folder)
+        return {process: (float(secs), host) for process, (secs, host) in found.items()}
 
 
 class Agreement:

@@ -1,7 +1,9 @@
 """A run's folder: one writer at a time, and a record of what was run."""
 
 import json
+import os
 import pathlib
+import shlex
 
 from mtnlg.core import config as config_files
 from mtnlg.core import files, lock, schema
@@ -9,19 +11,23 @@ from mtnlg.core.errors import CannotWrite, ConfigError, DataError, MissingInput
 from mtnlg.run import environment
 
 CONFIG = "config.json"
+STOP = "stop"  # a file that somebody makes: the run stops and saves, and does not start while it is there
 
 
 class RunFolder:
     """The folder of a run, made if need be and held for this process until the `with` block ends.
 
     The kernel drops the lock when the process dies, however it dies: a `lock` file left behind blocks nobody.
-    Entering raises CannotWrite (no folder can be here, or another process holds it) or TemporaryFailure (no space).
+    Entering raises CannotWrite (no folder can be here, or another process holds it), TemporaryFailure (no space), or ConfigError where
+    a file `stop` says that nobody is to start.
     """
 
     def __init__(self, workdir):
         self.path = pathlib.Path(workdir)
 
     def __enter__(self) -> "RunFolder":
+        if self.is_to_stop():
+            raise ConfigError("a file says that this run is to stop", str(self.path / STOP), f"rm {shlex.quote(str(self.path / STOP))}")
         files.make_folder(self.path)
         self._lock = lock.held(self.path / "lock", self._refuse)
         self._lock.__enter__()
@@ -32,6 +38,14 @@ class RunFolder:
 
     def _refuse(self, owner: str) -> None:
         raise CannotWrite(f"this run is being written by {owner}", str(self.path), "stop it first, or another --workdir") from None
+
+    def is_to_stop(self) -> bool:
+        """Whether somebody has made the file `stop`."""
+        return (self.path / STOP).exists()
+
+    def beat(self) -> None:
+        """A sign of life of who holds the folder, for other processes: the lock file's time. Raises OSError."""
+        os.utime(self.path / "lock")
 
     def owner(self) -> str:
         """Who holds the folder, as its lock file says here; a process on another file system sees somebody else, or nobody."""

@@ -1,5 +1,6 @@
 """What a run is at: at every moment one phase. Who watches over it and who counts its time read the same clock."""
 
+import collections
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,9 @@ class Phases:
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
         self.now, self.since = "init", clock()
+        self.step = 0  # the last one that was begun
+        self.waits: collections.deque[float] = collections.deque(maxlen=100)
+        self.turns: collections.deque[float] = collections.deque(maxlen=100)
         self._secs = dict.fromkeys(PHASES, 0.0)
 
     @contextlib.contextmanager
@@ -39,14 +43,19 @@ class Phases:
         self.now, self.since = phase, now
 
     def waiting(self, items: Iterable, phase: str) -> Iterator:
-        """The same items; while the next one is awaited it is `phase`."""
+        """The same items; while the next one is awaited it is `phase`. Of the last items, `waits` has
+        the seconds that each was awaited, and `turns` those from having it to asking for the next."""
         items = iter(items)
         while True:
+            begin = self._clock()
             with self.within(phase):
                 item = next(items, None)
+            self.waits.append(self._clock() - begin)
             if item is None:
                 return
+            begin = self._clock()
             yield item
+            self.turns.append(self._clock() - begin)
 
     def taken(self) -> dict[str, float]:
         """Seconds in each phase since this was last asked; phases that took none are left out."""

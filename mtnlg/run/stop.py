@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT while a run trains: answered at once, obeyed at the next good moment."""
+"""SIGTERM, SIGINT and SIGUSR1 (Slurm's --signal=USR1@60) while a run trains: answered at once, obeyed at the next good moment."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 
-NUMBERS = (signal.SIGTERM, signal.SIGINT)
+NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # `timeout`, schedulers and terminals may send one wish twice, to the process and to its group.
 ONE_WISH_SECS = 1.0
 

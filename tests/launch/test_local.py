@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from mtnlg.launch import local
+from mtnlg.launch import local, verdict
 
 SHOW = "import os, sys; print(*[os.environ.get(name) for name in sys.argv[1:]])"
 GRACE_SECS = 1.5  # less than a user gets
@@ -48,6 +48,11 @@ def is_alive(pid: int) -> bool:
     return True
 
 
+def is_running(pid: int) -> bool:
+    """Not gone, and no zombie that nobody has asked after."""
+    return verdict.state(pid) not in ("", "Z")
+
+
 def test_each_process_knows_its_place(capfd):
     names = ["MTNLG_PROCESS_ID", "MTNLG_NUM_PROCESSES", "MTNLG_COORDINATOR", "JAX_COORDINATOR_BIND_ADDRESS"]
     assert local.run([sys.executable, "-c", SHOW, *names], 3) == 0
@@ -79,6 +84,38 @@ def test_lines_of_others_are_marked_on_both_streams():
     assert err.count("[1] x\n") == 1 and err.count("x") == 2
 
 
+def test_what_jax_says_as_it_aborts_is_not_repeated():
+    said = [
+        "a line",
+        "F1128 16:56:04.255382   21700 client.h:80] Terminating process because the JAX distributed service detected fatal errors.",
+        "RPC: /xla.coordination.CoordinationService/Heartbeat",
+        "    @     0x7fcf68a40634  absl::log_internal::LogMessage::SendToLog()",
+        "mtnlg: error: ours",
+    ]
+    _, err = launch(f"import sys; sys.stderr.write({chr(10).join(said)!r})").communicate()
+    assert sorted(err.splitlines()) == ["[1] a line", "[1] mtnlg: error: ours", "a line", "mtnlg: error: ours"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
+def test_no_process_outlives_a_launcher_that_is_killed():
+    script = f"""
+import os, sys, time
+sys.path.insert(0, {os.getcwd()!r})
+from mtnlg.launch import processes
+processes.end_with_launcher()
+print("pid", os.getpid(), flush=True)
+time.sleep(600)
+"""
+    launched = launch(script)
+    pids = [int(launched.stdout.readline().split()[-1]) for _ in range(2)]
+    launched.kill()
+    launched.wait()
+    until = time.monotonic() + 60
+    while any(map(is_running, pids)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(map(is_running, pids))
+
+
 @pytest.mark.parametrize("failing", ["0", "1"])
 def test_one_that_fails_ends_the_others_and_its_code_is_returned(failing):
     action = f"if os.environ['MTNLG_PROCESS_ID'] == '{failing}': time.sleep(0.5); sys.exit(65)"
@@ -94,11 +131,12 @@ def test_one_that_fails_ends_the_others_and_its_code_is_returned(failing):
 def test_a_killed_one_is_named_with_its_signal():
     launched = launch("import os, time\nif os.environ['MTNLG_PROCESS_ID'] == '1': os.kill(os.getpid(), 9)\ntime.sleep(60)")
     _, err = launched.communicate()
-    assert launched.returncode == 128 + signal.SIGKILL
-    assert err == "mtnlg: process 1 of 2 was killed by SIGKILL; the others were ended\n"
+    assert launched.returncode == 69
+    cure = "Try: the same command; it goes on from the last checkpoint"
+    assert err == f"mtnlg: error: process 1 of 2 was killed by SIGKILL; the others were ended. {cure}\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_reaches_every_process_once_and_may_end_well(number):
     """A terminal's Ctrl-C goes to the launcher's whole process group, to which the others therefore do not belong."""
     script = f"""

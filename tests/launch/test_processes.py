@@ -44,6 +44,14 @@ def test_a_place_that_cannot_be(name):
     assert raised.value.what == what
 
 
+def test_the_heartbeat():
+    assert processes.heartbeat_secs({}) == 60
+    assert processes.heartbeat_secs({"MTNLG_HEARTBEAT_SECS": "10"}) == 10
+    for value in ("0", "ten", "-1"):
+        with pytest.raises(ConfigError, match=f"MTNLG_HEARTBEAT_SECS={value} is "):
+            processes.heartbeat_secs({"MTNLG_HEARTBEAT_SECS": value})
+
+
 def train(tmp_path, **variables):
     command = [sys.executable, "-m", "mtnlg", "train", "--config=configs/demo.py", f"--workdir={tmp_path / 'run'}"]
     return subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=60)

@@ -15,7 +15,7 @@ from mtnlg.parallel import processes
 from mtnlg.core.errors import ConfigError, DataError
 signal.alarm(60)  # instead of waiting for each other for ever
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what the other one does must not keep this one from speaking
-processes.join(*places.of_environment(), 60)
+processes.join(*places.of_environment(), 60, 60)
 me = int(os.environ["MTNLG_PROCESS_ID"])
 """
 
@@ -90,8 +90,8 @@ while True:
     if me == 1:
         os.kill(os.getpid(), signal.SIGKILL)
 """)
-    assert code == 128 + 9
-    assert "mtnlg: process 1 of 2 was killed by SIGKILL; the others were ended\n" in err
+    assert code == 69
+    assert "mtnlg: error: process 1 of 2 was killed by SIGKILL; the others were ended. Try: the same command; " in err
 
 
 def test_alone_nothing_waits(monkeypatch):

@@ -38,7 +38,7 @@ def busy():
         process.communicate()
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_the_first_is_answered_at_once_and_the_second_ends_it(busy, number, code):
     process = busy(0, 10**9)  # minutes
     process.send_signal(signal.SIGTERM)
