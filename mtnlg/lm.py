@@ -43,9 +43,9 @@ def from_pretrained(
     """The model of a run's folder (its newest checkpoint), of one `checkpoints/STEP`, of a folder as Hugging Face's transformers saves it,
     of a GGUF file or a Megatron-LM checkpoint, on a mesh of its own; None: one device. Every device reads only what it holds.
 
-    dtype: float32, bfloat16 or float64, which weights lie and are computed with in; None: train.compute_dtype of the run; of others
-    bfloat16 if their numbers are, else float32. tokenizer: a path; None: the one that came with the weights. num_rows: texts written at
-    once. context: tokens of a text at most; None: what the model has learnt from at a time. int8: "weights" and "cache", or a text of
+    dtype: float32, bfloat16, float16 or float64, which weights lie and are computed with in; None: train.compute_dtype of the run; of
+    others bfloat16 if their numbers are, else float32. tokenizer: a path; None: the one that came with the weights. num_rows: texts written
+    at once. context: tokens of a text at most; None: what the model has learnt from at a time. int8: "weights" and "cache", or a text of
     them with commas: which to keep in eight bits; what that costs is measured on a text of the model's own, or on the file `int8_text`.
     rope_scaling: as for `stretch.stretched`. draft: a smaller model with the same tokenizer, which drafts `num_drafted` tokens a step:
     texts come sooner and are distributed as without (`infer.speculative`). unroll_layers: every layer is compiled on its own; None: on a

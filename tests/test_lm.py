@@ -284,10 +284,11 @@ def test_scores_and_vectors_are_the_same_on_a_mesh(wide, mesh):
         np.testing.assert_allclose(spread.encode(["the", LONG], pool), alone.encode(["the", LONG], pool), rtol=1e-5, atol=1e-5)
 
 
-def test_bfloat16_weights_are_rounded_and_lie_as_such(wide):
-    narrow, exact = lm.from_pretrained(wide[0], dtype="bfloat16"), lm.from_pretrained(wide[0])
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.bfloat16)), stacked(narrow.engine), stacked(exact.engine))
-    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(narrow.engine.params))
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_weights_are_rounded_and_lie_as_such(wide, dtype):
+    narrow, exact = lm.from_pretrained(wide[0], dtype=dtype), lm.from_pretrained(wide[0])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(dtype)), stacked(narrow.engine), stacked(exact.engine))
+    assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(narrow.engine.params))
     assert narrow.loss(TEXT) != exact.loss(TEXT) and abs(narrow.loss(TEXT) - exact.loss(TEXT)) < 0.05 * exact.loss(TEXT)
     assert narrow.encode(["the"]).dtype == np.float32
 
@@ -311,8 +312,8 @@ def test_what_cannot_be_asked(model, written):
         model.encode(["the"], pool="first")
     with pytest.raises(ConfigError, match=r"Try: encode\(\[text\]\)"):
         model.encode("the")
-    with pytest.raises(ConfigError, match="'float16' is not one of float32, bfloat16, float64"):
-        lm.from_pretrained(written[0], dtype="float16")
+    with pytest.raises(ConfigError, match="'float8' is not one of float32, bfloat16, float16, float64"):
+        lm.from_pretrained(written[0], dtype="float8")
     with pytest.raises(ConfigError, match="JAX_ENABLE_X64=1 before the command"):
         lm.from_pretrained(written[0], dtype="float64")
 
