@@ -81,6 +81,7 @@ def _attend(child: subprocess.Popen, sign: pathlib.Path, stall_secs: float) -> E
                 _end(child)
                 break
     except KeyboardInterrupt:
+        forward.ignore()  # nothing interrupts this end
         _end(child)
     code = child.returncode
     if is_stalled:
@@ -91,7 +92,6 @@ def _attend(child: subprocess.Popen, sign: pathlib.Path, stall_secs: float) -> E
 
 
 def _end(child: subprocess.Popen) -> None:
-    forward.ignore()
     for _ in range(2):
         child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -25,9 +25,9 @@ class Ending(NamedTuple):
         return [line for line in self.err.splitlines() if line.startswith("mtnlg: error: ")]
 
 
-def start(config, workdir, *overrides, num_processes=2, fault="", **variables) -> subprocess.Popen:
-    """A job on this machine, whose processes have two devices each."""
-    command = [sys.executable, "-m", "mtnlg", "launch", "local", f"--processes={num_processes}", "--devices=2", "--"]
+def start(config, workdir, *overrides, num_processes=2, fault="", before=(), **variables) -> subprocess.Popen:
+    """A job on this machine, whose processes have two devices each. before: what stands before `launch`."""
+    command = [sys.executable, "-m", "mtnlg", *before, "launch", "local", f"--processes={num_processes}", "--devices=2", "--"]
     command += ["train", f"--config={config}", f"--workdir={workdir}", *overrides]
     environment = os.environ | {"MTNLG_HEARTBEAT_SECS": str(HEARTBEAT_SECS), "MTNLG_FAULT": fault} | variables
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -5,6 +5,9 @@ import re
 
 import pytest
 from lost import end, lost, start
+from runs import losses, require_same
+
+from mtnlg import checkpoint
 
 CONFIG = {
     "model": {"num_layers": 1, "d_model": 16, "num_heads": 2, "seq_len": 16, "vocab_size": 300},
@@ -51,3 +54,18 @@ def test_a_slow_process_is_named_within_three_intervals(config, tmp_path):
     (line,) = [line for line in out.splitlines() if "is slow" in line]
     assert re.fullmatch(r"process 1 \(host \S+\) is slow: its batches take 0\.[3-9]\d s a step, those of the others 0\.\d\d s", line)
     assert "finished at step 8" in out, err
+
+
+@pytest.mark.slow
+def test_a_supervised_job_that_lost_a_process_is_the_same_run(config, tmp_path):
+    overrides = ["--config.train.num_steps=6", "--config.checkpoint.every_steps=2"]
+    fault = f"kill@phase:step,step:5,process:1,once:{tmp_path / 'spent'}"
+    whole, lost_one = tmp_path / "whole", tmp_path / "lost"
+    assert start(config, whole, *overrides).communicate(timeout=600) and checkpoint.whole_steps(whole / "checkpoints")[-1] == 6
+    supervised = start(config, lost_one, *overrides, fault=fault, before=("supervise", "--"))
+    _, err = supervised.communicate(timeout=600)
+    assert supervised.returncode == 0, err
+    assert "exit code 69 (a process was lost), the newest checkpoint is of step " in err
+    for part in ("params", "optimizer"):
+        require_same(*(checkpoint.stored_arrays(run / "checkpoints" / "6", part) for run in (lost_one, whole)))
+    assert losses(lost_one) == losses(whole)

@@ -26,6 +26,7 @@ if saves is not None:
     step.mkdir(parents=True)
     (step / "MANIFEST.json").touch()
 signal.signal(signal.SIGTERM, signal.SIG_IGN if what == "deaf" else lambda *_: sys.exit(0))
+(workdir / f"ready.{number}").touch()
 (workdir / "lock").write_text(str(number))
 if isinstance(what, int):
     sys.exit(what) if what >= 0 else os.kill(os.getpid(), -what)
@@ -121,6 +122,14 @@ def test_a_run_without_a_sign_of_life_is_killed_and_started_again(supervised, tm
     code, lines = ended(supervised(["deaf", 5], [0, None], stall_secs=1.0))
     assert (code, num_starts(tmp_path)) == (0, 2)
     assert lines == ["no sign of life for 1 s, the newest checkpoint is of step 5; restart 1 of 3 without progress, in 0 s"]
+
+
+def test_after_a_restart_it_still_listens(supervised, tmp_path):
+    process = supervised(["deaf", 5], ["wait", None], stall_secs=1.0)
+    wait_for(tmp_path / "ready.1")
+    process.send_signal(signal.SIGTERM)
+    code, lines = ended(process)
+    assert (code, len(lines), num_starts(tmp_path)) == (0, 1, 2)
 
 
 def test_back_off_doubles(monkeypatch, tmp_path, capfd):
