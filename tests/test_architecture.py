@@ -30,7 +30,7 @@ ALLOWED = {
     "infer": {"core", "pipeline", "spmd", "parallel", "model"},
     "interop": {"core"},
     "run": {"core"},
-    "launch": {"core"},
+    "launch": {"core", "run"},
     "pretrained": {"core", "data", "checkpoint", "layered", "weights", "interop", "model", "parallel"},
 }
 ALLOWED["text_engine"] = {"data", *ALLOWED["infer"], "infer"}

@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 from mtnlg.core import manifest
 from mtnlg.launch import forward
+from mtnlg.run import folder, goodput
 
 # Exit codes after which the same command may go well. Every other one says what somebody has to mend first: 2 config, 16 and 17 numbers,
-# 65 damaged and 66 missing data, 73 another writer; or that somebody has stopped it: 130. 0 is the end, also of a run told to stop.
+# 65 damaged and 66 missing data, 73 another writer; or that somebody has stopped it: 130. 0 is the end, but of a run that was stopped from
+# elsewhere before its last step, as a machine does that is taken away: who means it stops the supervisor, or makes the file `stop`.
 RESTARTED = {1: "an error that nobody foresaw", 69: "a process was lost", 74: "it was stuck", 75: "something outside failed"}
 LONGEST_PAUSE_SECS = 60.0
 LOOK_SECS = 0.2
@@ -40,6 +42,8 @@ def run(command: list[str], workdir: pathlib.Path, restarts_without_progress: in
         while True:
             children[:] = [subprocess.Popen(command, process_group=0)]
             ending = _attend(children[0], workdir / "lock", stall_secs)
+            if ending.code == 0 and not _is_over(workdir):
+                ending = Ending(0, "stopped from elsewhere", True)
             if signals.passed_on or not ending.is_passing:
                 return ending.code
             before, newest = newest, max(newest, newest_step(workdir))
@@ -57,6 +61,11 @@ def run(command: list[str], workdir: pathlib.Path, restarts_without_progress: in
             _pause(pause_secs, signals)
             if signals.passed_on:
                 return ending.code
+
+
+def _is_over(workdir: pathlib.Path) -> bool:
+    """Whether a run that ended well has no more to do, or was told to stop."""
+    return (workdir / folder.STOP).exists() or not (workdir / goodput.FILE).exists() or goodput.is_finished(workdir / goodput.FILE)
 
 
 def newest_step(workdir: pathlib.Path) -> int:

@@ -87,6 +87,11 @@ def read(path) -> Account:
     return Account(spans, sum("begins" in line for line in lines))
 
 
+def is_finished(path) -> bool:
+    """Whether the run has made its last step. Raises MissingInput, DataError."""
+    return any(line.get("ends", False) for line in metrics.read(path)[-1:])
+
+
 def _filling(told: dict[str, float], begin: float, room: float, first: int, last: int) -> list[Span]:
     """One span after the other, stretched or shrunk so that they fill the time there was by the wall's clock."""
     told = {kind: secs for kind, secs in told.items() if secs > 0}

@@ -89,6 +89,18 @@ def test_what_passes_is_started_again_until_it_ends(supervised, tmp_path):
     assert (code, num_starts(tmp_path)) == (0, 6)
 
 
+@pytest.mark.parametrize(("line", "stop", "starts"), [({"ends": True}, False, 1), ({}, True, 1), ({}, False, 2)])
+def test_a_run_that_was_stopped_from_elsewhere_goes_on(supervised, tmp_path, line, stop, starts):
+    """Unless it was finished, or told to stop."""
+    (tmp_path / "goodput.jsonl").write_text(json.dumps({"step": 3, "at": 1.0} | line) + "\n")
+    if stop:
+        (tmp_path / "stop").touch()
+    code, lines = ended(supervised([0, 3], [130, None]))
+    assert (code, num_starts(tmp_path)) == (0 if starts == 1 else 130, starts)
+    restart = "stopped from elsewhere, the newest checkpoint is of step 3; restart 1 of 3 without progress, in 0 s"
+    assert lines == [restart] * (starts - 1)
+
+
 def test_three_restarts_without_progress_are_enough(supervised, tmp_path):
     """Progress sets the count back; a checkpoint that is older than one before is none."""
     acts = [[75, None], [75, None], [75, 6], [75, None], [75, 3], [-9, None], [0, None]]
