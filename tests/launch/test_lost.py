@@ -27,11 +27,6 @@ def config(tmp_path_factory):
     return folder / "config.json"
 
 
-def test_a_hung_process_is_named_after_the_heartbeat(config, tmp_path):
-    ending = end(start(config, tmp_path / "run", fault="hang@phase:step,step:3,process:1"))
-    assert not lost(ending, 1, "is stopped"), ending
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("process", [0, 1])
 @pytest.mark.parametrize(("kind", "how"), [("kill", "was killed by SIGKILL"), ("hang", "is stopped")])

@@ -13,7 +13,8 @@ from mtnlg.cli.main import main
 from mtnlg.launch import supervise
 
 ROOT = pathlib.Path(__file__).parents[2]
-# A run: each start does the next of its acts, (what, saves): an exit code or -signal, "wait" or "deaf"; the step that it saves, or -STEP that it removes.
+# A run: each start does the next of its acts, (what, saves): an exit code, -signal, "wait" or "deaf"; the step that it saves, or
+# -STEP that it removes.
 CHILD = """
 import json, os, pathlib, shutil, signal, sys, time
 workdir = pathlib.Path(sys.argv[1])

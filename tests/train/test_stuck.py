@@ -48,6 +48,7 @@ def test_a_file_stops_a_run_that_starts_again_when_it_is_deleted(whole, resolve,
     assert losses(tmp_path) == losses(whole)
 
 
+@pytest.mark.slow
 def test_killed_and_stuck_under_a_supervisor_it_is_the_same_run(whole, resolve, tmp_path):
     """Killed in step 2, before anything is saved, and asleep for ever in step 5, until the watchdog ends it."""
     killed, config = tmp_path / "killed", tmp_path / "config.json"
