@@ -48,7 +48,7 @@ def run(command: list[str], workdir: pathlib.Path, restarts_without_progress: in
                 return ending.code
             before, newest = newest, max(newest, newest_step(workdir))
             num_vain = 0 if newest > before else num_vain
-            where = f"{ending.why}, {'no step is saved yet' if newest < 0 else f'the newest checkpoint is of step {newest}'}"
+            where = f"{ending.why}, {'no step is saved yet' if newest < 0 else f'saved up to step {newest}'}"
             if num_vain == restarts_without_progress:
                 what = f"{where}; given up after {num_vain} restarts without progress"
                 print(f"mtnlg: error: {what} ({workdir}). Try: what the lines above say; then the same command", file=sys.stderr)

@@ -96,6 +96,15 @@ def test_what_jax_says_as_it_aborts_is_not_repeated():
     assert sorted(err.splitlines()) == ["[1] a line", "[1] mtnlg: error: ours", "a line", "mtnlg: error: ours"]
 
 
+def test_a_stopped_one_is_named_when_the_other_is_aborted():
+    """As jax aborts it, after the heartbeat."""
+    script = "import os, time\nif os.environ['MTNLG_PROCESS_ID'] == '1': os.kill(os.getpid(), 19)\ntime.sleep(1)\nos.abort()"
+    launched = launch(script)
+    _, err = launched.communicate(timeout=60)
+    cure = "Try: the same command; it goes on from the last checkpoint"
+    assert (launched.returncode, err) == (69, f"mtnlg: error: process 1 of 2 is stopped; the others were ended. {cure}\n")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
 def test_no_process_outlives_a_launcher_that_is_killed():
     script = f"""

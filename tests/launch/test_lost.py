@@ -27,11 +27,6 @@ def config(tmp_path_factory):
     return folder / "config.json"
 
 
-def test_a_hung_process_is_named_after_the_heartbeat(config, tmp_path):
-    ending = end(start(config, tmp_path / "run", fault="hang@phase:step,step:3,process:1"))
-    assert not lost(ending, 1, "is stopped"), ending
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("process", [0, 1])
 @pytest.mark.parametrize(("kind", "how"), [("kill", "was killed by SIGKILL"), ("hang", "is stopped")])
@@ -65,7 +60,7 @@ def test_a_supervised_job_that_lost_a_process_is_the_same_run(config, tmp_path):
     supervised = start(config, lost_one, *overrides, fault=fault, before=("supervise", "--"))
     _, err = supervised.communicate(timeout=600)
     assert supervised.returncode == 0, err
-    assert "exit code 69 (a process was lost), the newest checkpoint is of step " in err
+    assert "exit code 69 (a process was lost), saved up to step " in err
     for part in ("params", "optimizer"):
         require_same(*(checkpoint.stored_arrays(run / "checkpoints" / "6", part) for run in (lost_one, whole)))
     assert losses(lost_one) == losses(whole)

@@ -13,15 +13,18 @@ from mtnlg.cli.main import main
 from mtnlg.launch import supervise
 
 ROOT = pathlib.Path(__file__).parents[2]
-# A run: each start does the next of its acts, (what, saves). `code N`, `signal N`, `sleep`.
+# A run: each start does the next of its acts, (what, saves): an exit code, -signal, "wait" or "deaf"; the step that it saves, or
+# -STEP that it removes.
 CHILD = """
-import json, os, pathlib, signal, sys, time
+import json, os, pathlib, shutil, signal, sys, time
 workdir = pathlib.Path(sys.argv[1])
 acts = json.loads((workdir / "acts").read_text())
 number = len(list(workdir.glob("start.*")))
 (workdir / f"start.{number}").write_text(f"{os.getpid()} {time.monotonic()}")
 what, saves = acts[number]
-if saves is not None:
+if saves is not None and saves < 0:
+    shutil.rmtree(workdir / "checkpoints" / str(-saves))
+elif saves is not None:
     step = workdir / "checkpoints" / str(saves)
     step.mkdir(parents=True)
     (step / "MANIFEST.json").touch()
@@ -85,7 +88,7 @@ def test_what_passes_is_started_again_until_it_ends(supervised, tmp_path):
     ]
     why.append("exit code 1 (an error that nobody foresaw)")
     end = "restart 1 of 3 without progress, in 0 s"
-    assert lines == [f"{what}, the newest checkpoint is of step {2 * n}; {end}" for n, what in enumerate(why, 1)]
+    assert lines == [f"{what}, saved up to step {2 * n}; {end}" for n, what in enumerate(why, 1)]
     assert (code, num_starts(tmp_path)) == (0, 6)
 
 
@@ -102,13 +105,13 @@ def test_a_run_that_was_stopped_from_elsewhere_goes_on(supervised, tmp_path, lin
 
 
 def test_three_restarts_without_progress_are_enough(supervised, tmp_path):
-    """Progress sets the count back; a checkpoint that is older than one before is none."""
-    acts = [[75, None], [75, None], [75, 6], [75, None], [75, 3], [-9, None], [0, None]]
+    """Progress sets the count back; a checkpoint that is older than one before, which is gone now, is none."""
+    acts = [[75, None], [75, None], [75, 6], [75, -6], [75, 3], [-9, None], [0, None]]
     code, lines = ended(supervised(*acts))
     assert (code, num_starts(tmp_path)) == (128 + 9, 6)
     assert [line.split("; ")[1][:9] for line in lines[:-1]] == ["restart 1", "restart 2", "restart 1", "restart 2", "restart 3"], lines
     given_up = f"given up after 3 restarts without progress ({tmp_path}). Try: what the lines above say; then the same command"
-    assert lines[-1] == f"mtnlg: error: killed by SIGKILL, the newest checkpoint is of step 6; {given_up}"
+    assert lines[-1] == f"mtnlg: error: killed by SIGKILL, saved up to step 6; {given_up}"
 
 
 def test_a_signal_is_passed_on_and_nothing_is_started_after_it(supervised, tmp_path):
@@ -133,7 +136,7 @@ def test_a_second_signal_ends_what_is_deaf(supervised, tmp_path):
 def test_a_run_without_a_sign_of_life_is_killed_and_started_again(supervised, tmp_path):
     code, lines = ended(supervised(["deaf", 5], [0, None], stall_secs=1.0))
     assert (code, num_starts(tmp_path)) == (0, 2)
-    assert lines == ["no sign of life for 1 s, the newest checkpoint is of step 5; restart 1 of 3 without progress, in 0 s"]
+    assert lines == ["no sign of life for 1 s, saved up to step 5; restart 1 of 3 without progress, in 0 s"]
 
 
 def test_after_a_restart_it_still_listens(supervised, tmp_path):

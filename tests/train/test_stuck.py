@@ -48,6 +48,7 @@ def test_a_file_stops_a_run_that_starts_again_when_it_is_deleted(whole, resolve,
     assert losses(tmp_path) == losses(whole)
 
 
+@pytest.mark.slow
 def test_killed_and_stuck_under_a_supervisor_it_is_the_same_run(whole, resolve, tmp_path):
     """Killed in step 2, before anything is saved, and asleep for ever in step 5, until the watchdog ends it."""
     killed, config = tmp_path / "killed", tmp_path / "config.json"
@@ -60,7 +61,7 @@ def test_killed_and_stuck_under_a_supervisor_it_is_the_same_run(whole, resolve, 
     told = [line.partition("Z: ")[2] for line in ended.stderr.splitlines() if "; restart " in line]
     assert told == [
         "killed by SIGKILL, no step is saved yet; restart 1 of 3 without progress, in 1 s",
-        "exit code 74 (it was stuck), the newest checkpoint is of step 3; restart 1 of 3 without progress, in 1 s",
+        "exit code 74 (it was stuck), saved up to step 3; restart 1 of 3 without progress, in 1 s",
     ]
     assert "mtnlg: error: the run is stuck: step has taken " in ended.stderr and "most recent call first" in ended.stderr
     require_same(arrays(killed, 6), arrays(whole, 6))
