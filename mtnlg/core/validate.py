@@ -251,7 +251,7 @@ def _optimizer(config):
 def _loss_scale(config):
     scale = config.loss_scale
     if scale.floor > scale.initial:
-        yield f"loss_scale.floor={scale.floor} is above loss_scale.initial={scale.initial}"
+        yield f"loss_scale.floor={scale.floor} is above loss_scale.initial={scale.initial}: take loss_scale.floor=1"
     if config.train.compute_dtype != "float16":
         for field in fields(scale):
             if (value := getattr(scale, field.name)) != field.default:

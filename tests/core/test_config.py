@@ -115,6 +115,10 @@ CONTRADICTIONS = {
     "model.rope_fraction": (0.01, "rotates 1 of 64 dims"),
     "train.ramp_samples": (5, "train.ramp_samples=5 needs train.ramp_start_size"),
     "log.norms_every_steps": (7, "no multiple of log.every_steps"),
+    "loss_scale.initial": (3.0, "loss_scale.initial=3.0 is no power of two"),
+    "loss_scale.floor": (2.0**33, "loss_scale.floor=8589934592.0 is above loss_scale.initial="),
+    "loss_scale.window": (10, "scales nothing without train.compute_dtype=float16"),
+    "guard.replicas_every_steps": (-1, "must not be negative"),
 }
 
 

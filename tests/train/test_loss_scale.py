@@ -1,8 +1,6 @@
 """float16: the scale of its loss follows Megatron-LM's rules, is found by a run on its own, and is part of what is saved."""
 
-import dataclasses
 import random
-import sys
 
 import jax
 import numpy as np
@@ -120,35 +118,8 @@ def test_an_overflow_moves_the_scale_alone(resolve, mesh):
         assert told["skipped"] and told["overflows"] == moves and told["loss_scale"] == 2.0**40
         after = jax.device_get(state)
         jax.tree.map(np.testing.assert_array_equal, (after.params, after.optimizer[:-1]), (before.params, before.optimizer[:-1]))
-        assert after.optimizer[-1].scale == 2.0 ** (39 if moves else 40)
+        assert after.optimizer[-1] == ((2.0**39, 0, 0) if moves else before.optimizer[-1])
     assert told["target_tokens"] == 64
-
-
-@pytest.mark.parametrize(
-    "mesh",
-    [
-        {"data": 2, "tensor": 2, "zero": 0},
-        {"data": 2, "tensor": 2, "sequence_parallel": True, "zero": 2},
-        {"data": 4, "zero": 3},
-        {"pipe": 2},
-    ],
-    ids=str,
-)
-def test_on_a_mesh_it_is_that_of_one_device(mesh, monkeypatch):
-    monkeypatch.syspath_prepend("tests/parity")
-    monkeypatch.delitem(sys.modules, "meshes", raising=False)
-    import meshes as parity
-
-    def seen(mesh):
-        num_microbatches = 4 if mesh.get("pipe", 1) > 1 else 1
-        size = {"microbatch_size": 4} if num_microbatches > 1 else {}
-        config = parity.config_of("mtnlg", mesh, compute_dtype="float16", param_dtype="float32", **size)
-        config = dataclasses.replace(config, loss_scale=schema.LossScale(initial=2.0**12))
-        found = parity.three_steps(config, num_microbatches)
-        assert not any(told.pop("overflows") for told in found["metrics"])
-        return found
-
-    assert parity.worst_difference(seen(mesh), seen({}))[0] < 2e-2
 
 
 def test_another_dtype_has_no_scale(resolve, found):

@@ -12,7 +12,7 @@ from mtnlg.train import replay
 MESHES = [
     {},
     {"mesh__data": "2", "mesh__tensor": "2", "mesh__zero": "2", "train__compute_dtype": "float16"},
-    {"mesh__pipe": "2", "mesh__data": "2", "train__microbatch_size": "1", "model__num_layers": "2"},
+    pytest.param({"mesh__pipe": "2", "mesh__data": "2", "train__microbatch_size": "1", "model__num_layers": "2"}, marks=pytest.mark.slow),
 ]
 
 

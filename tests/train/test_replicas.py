@@ -49,7 +49,7 @@ def made(resolve):
     return of
 
 
-@pytest.mark.parametrize("mesh", [WHOLE, PARTED], ids=["zero 0", "zero 1"])
+@pytest.mark.parametrize("mesh", [WHOLE, PARTED, {"mesh__data": "4", "mesh__zero": "0"}], ids=["zero 0", "zero 1", "everywhere"])
 def test_fifty_flipped_bits_are_found_and_named(mesh, made):
     on, state, replicas = made(mesh)
     replicas.require_same(state, 0)
@@ -70,7 +70,8 @@ def test_fifty_flipped_bits_are_found_and_named(mesh, made):
         num_copies = int(raised.value.what.split()[1])
         assert raised.value.what.count("process 0") == (1 if num_copies > 2 else 2), "the majority is taken for right"
     uncovered = {path for path in leaves if not has_copies(path)}
-    assert not uncovered and replicas.uncovered() is None if mesh is WHOLE else f"{len(uncovered)} of" in replicas.uncovered()
+    assert bool(uncovered) == (mesh is PARTED)
+    assert f"{len(uncovered)} of" in replicas.uncovered() if uncovered else replicas.uncovered() is None
 
 
 def test_norms_that_drift_apart_between_tensor_ranks_are_found(made):
