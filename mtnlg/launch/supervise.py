@@ -9,6 +9,7 @@ import time
 from typing import NamedTuple
 
 from mtnlg.core import manifest
+from mtnlg.core.errors import TemporaryFailure
 from mtnlg.launch import forward
 from mtnlg.run import folder, goodput
 
@@ -52,7 +53,7 @@ def run(command: list[str], workdir: pathlib.Path, restarts_without_progress: in
             if num_vain == restarts_without_progress:
                 what = f"{where}; given up after {num_vain} restarts without progress"
                 print(f"mtnlg: error: {what} ({workdir}). Try: what the lines above say; then the same command", file=sys.stderr)
-                return ending.code
+                return ending.code or TemporaryFailure.exit_code
             pause_secs = min(2.0**num_vain, LONGEST_PAUSE_SECS)
             num_vain += 1
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

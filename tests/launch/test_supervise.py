@@ -100,7 +100,7 @@ def test_a_run_that_was_stopped_from_elsewhere_goes_on(supervised, tmp_path, lin
         (tmp_path / "stop").touch()
     code, lines = ended(supervised([0, 3], [130, None]))
     assert (code, num_starts(tmp_path)) == (0 if starts == 1 else 130, starts)
-    restart = "stopped from elsewhere, the newest checkpoint is of step 3; restart 1 of 3 without progress, in 0 s"
+    restart = "stopped from elsewhere, saved up to step 3; restart 1 of 3 without progress, in 0 s"
     assert lines == [restart] * (starts - 1)
 
 
