@@ -32,6 +32,8 @@ GOLDEN = pathlib.Path(__file__).with_name("mistakes.txt")
 WRITES = os.environ.get("MISTAKES") == "write"
 ANEW = "MISTAKES=write python -m pytest tests/cli/test_mistakes.py"
 EXIT_CODES = {int(code) for code in re.findall(r"[ \n](\d+) ", _overview().partition("Exit codes:")[2])} - {0, 130}
+LISTS = ("the config contradicts itself:", "this graph cannot be built:")  # their lines say what to take or to try
+INCURABLE = ("a workdir whose config is cut off",)  # it may come from a copy, or from nowhere
 PROGRAM = "python -m mtnlg "
 
 
@@ -85,6 +87,7 @@ FILES = {
     "busy/lock": "4242@node7 since 2026-01-02T03:04:05Z\n",
     "docs.jsonl": "\n".join(json.dumps({"text": f"the cat sat on mat {number}, and the dog lay under it " * 9}) for number in range(40)),
     "broken.jsonl": '{"text": "one"}\n{"text": \n',
+    "empty.txt": "",
     "latin1.txt": "caf\xe9",
     "broken.json": '{"model": {',
     "text/docs.jsonl": '{"text": "one"}\n',
@@ -146,6 +149,7 @@ def test_a_mistake_is_told(world, mistake):
     code, first, *_ = now.splitlines()
     assert int(code.removeprefix("exit ")) in EXIT_CODES
     assert first.startswith("mtnlg: error: ")
+    assert re.search(r" \(.+\)\. Try: .+$", now) or first.endswith(LISTS) or mistake.name in INCURABLE
     assert "Traceback" not in out + now
 
 
