@@ -67,7 +67,12 @@ def load_foreign(foreign: Foreign, config: schema.Config, mesh):
 
 def require_run(path: str) -> None:
     """Before anything long is begun for it. Raises MissingInput (nothing is there), ConfigError (another project's model)."""
-    if (kind := sources.kind_of(path)) != "run":
+    try:
+        kind = sources.kind_of(path)
+    except MissingInput as error:
+        cure = "--config.init.from=RUN, the folder of a run or one of its checkpoints/STEP"
+        raise MissingInput(error.what, f"init.from={path}", cure) from None
+    if kind != "run":
         cure = f"python -m mtnlg convert --to=run {path} RUN, then --config.init.from=RUN"
         raise ConfigError(f"training starts from runs, and this is of the kind {kind}: {path}", "--config.init.from", cure)
 

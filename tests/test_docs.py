@@ -266,7 +266,7 @@ WRONG = {
         "```sh\n.venv/bin/python -m mtnlg demo --config.train.num_step 1\n```\n",
         "no key 'train.num_step'",
     ),
-    "a value": ("```bash\nmtnlg train --config=configs/demo.py --config.train.num_steps=many\n```\n", "is not a int"),
+    "a value": ("```bash\nmtnlg train --config=configs/demo.py --config.train.num_steps=many\n```\n", "is not a whole number"),
     "a word among choices": ("```bash\nmtnlg train --config=configs/demo.py --config.train.recompute=some\n```\n", "is not one of none"),
     "a contradiction": ("```bash\nmtnlg train --config=configs/demo.py --config.model.num_heads=5\n```\n", "does not divide"),
     "a config file": ("```bash\nmtnlg config --config=configs/dmo.py\n```\n", "no such file"),

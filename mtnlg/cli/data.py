@@ -5,7 +5,6 @@ even by SIGKILL, goes on when its command is given again, and writes the same by
 """
 
 import argparse
-import difflib
 import functools
 import importlib
 import os
@@ -40,7 +39,6 @@ def main(arguments: list[str]) -> int:
         return 0
     name, *rest = arguments
     options, others = parser(name).parse_known_args(rest)
-    _refuse_twice(rest)
     if name in COMMANDS and COMMANDS[name].takes_config:
         return _module(name).run(options, others) or 0
     _refuse_unknown(name, others)
@@ -57,23 +55,12 @@ def parser(name: str) -> Parser:
     return _stage_parser(name)
 
 
-def _refuse_twice(arguments: list[str]) -> None:
-    names = [one.partition("=")[0] for one in arguments if one.startswith("--") and one != "--"]
-    if twice := [name for name in names if names.count(name) > 1 and name != "--set"]:
-        raise ConfigError(f"{twice[0]} is given twice", "command line", f"{twice[0]}=ONE,TWO where it takes several")
-
-
 def _refuse_unknown(name: str, arguments: list[str]) -> None:
     if not arguments:
         return
-    given = arguments[0].partition("=")[0]
-    known = (
-        [f"--{option}" for option in ("input", "output", "workers", "report", *registry.fields_of(name))] if name in registry.STAGES else []
-    )
-    near = difflib.get_close_matches(given, known, 1, 0.6)
-    cure = near[0] if near else f"python -m mtnlg data {name} --help"
-    cure = cure if given.startswith("-") else f"commas between several, as --input=ONE,TWO; {cure}"
-    raise ConfigError(f"unrecognized arguments: {' '.join(arguments)}", "command line", cure)
+    cure = f"python -m mtnlg data {name} --help"
+    cure = cure if arguments[0].startswith("-") else f"commas between several, as --input=ONE,TWO; {cure}"
+    raise ConfigError(f"unknown argument {arguments[0]!r}", "command line", cure)
 
 
 def _module(name: str):

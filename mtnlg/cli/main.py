@@ -26,16 +26,16 @@ VERBS = {
     "ckpt": "list, verify, show, compare and export checkpoints",
     "demo": "train a small model on this Python's own library and show what it learnt",
 }
-# argparse's words for what is wrong with an option.
-_OF_OPTION = re.compile(r"argument (?P<option>--\w+): (?:invalid (?P<kind>int|float) value: (?P<value>.*)|(?P<other>.*))", re.DOTALL)
+# argparse's words for what is wrong with an argument.
+_OF_ARGUMENT = re.compile(r"argument (?P<name>\S+): (?P<what>.*)", re.DOTALL)
+_NO_NUMBER = re.compile(r"invalid (?P<kind>int|float) value: (?P<value>.*)", re.DOTALL)
+_NO_CHOICE = re.compile(r"invalid choice: (?P<value>.*) \(choose from (?P<choices>.*)\)", re.DOTALL)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    own = (
-        arguments[: arguments.index("--")] if "--" in arguments else arguments
-    )  # after it comes the command that `launch` or `supervise` starts
+    own = _before_command(arguments)
     debug = "--debug" in own
     try:
         return _run([a for a in own if a != "--debug"] + arguments[len(own) :])
@@ -64,6 +64,11 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
+def _before_command(arguments: list[str]) -> list[str]:
+    """Those that are ours: after `--` comes the command that `launch` or `supervise` starts."""
+    return arguments[: arguments.index("--")] if "--" in arguments else arguments
+
+
 def _lost_peer(error: Exception) -> WorkerLost | None:
     """What a collective's error means when another process of the job has died; None for any other error."""
     said = str(error)
@@ -86,37 +91,56 @@ def _run(arguments: list[str]) -> int:
         return 0
     verb, *rest = arguments
     if verb not in VERBS:
-        raise ConfigError(f"there is no verb {verb!r}", "command line", f"one of {', '.join(VERBS)}")
+        near = difflib.get_close_matches(verb, VERBS, 1, 0.6)
+        cure = f"python -m mtnlg {near[0]}" if near else f"one of {', '.join(VERBS)}"
+        raise ConfigError(f"there is no verb {verb!r}", "command line", cure)
     module = importlib.import_module(f"mtnlg.cli.{verb}")
     if hasattr(module, "main"):  # a verb with verbs of its own
         return module.main(rest) or 0
     parser = parser_of(module, verb)
     options, others = parser.parse_known_args(rest)
-    if verb not in ("launch", "supervise"):  # which take a whole command
-        _refuse_misspelt(parser, others)
     return module.run(options, others) or 0
 
 
-def _refuse_misspelt(parser: argparse.ArgumentParser, others: list[str]) -> None:
-    """Raises ConfigError for what is nearly an option; of the others the verbs know which are config keys."""
-    known = [option.strip("-") for action in parser._actions for option in action.option_strings]
-    for given in others:
-        name = given.partition("=")[0]
-        near = difflib.get_close_matches(name.strip("-"), known, 1, 0.6)
-        if name.startswith("-") and not name.startswith("--config") and near:
-            raise ConfigError(f"unknown argument {given[:80]!r}", "command line", f"--{near[0]}")
-
-
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors as ours."""
+    """argparse, with errors as ours, and with none of an option that is misspelt or given twice passed over."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        self._own = _before_command(args)
+        self._refuse_twice([one.partition("=")[0] for one in self._own])
+        options, others = super().parse_known_args(args, namespace)
+        self._refuse_misspelt([one for one in others if one in self._own])
+        return options, others
+
+    def _refuse_twice(self, names: list[str]) -> None:
+        for name, action in self._option_string_actions.items():
+            if isinstance(action, argparse._StoreAction) and names.count(name) > 1:
+                is_list = str(action.metavar).endswith(",...")
+                raise ConfigError(f"{name} is given twice", "command line", f"{name}=ONE,TWO" if is_list else "one of them")
+
+    def _refuse_misspelt(self, arguments: list[str]) -> None:
+        """Raises ConfigError for what is nearly an option; of the others the verbs know which are config keys."""
+        known = [option.strip("-") for option in self._option_string_actions]
+        for given in arguments:
+            name = given.partition("=")[0]
+            is_unknown = name.startswith("-") and " " not in name and name not in self._option_string_actions
+            near = difflib.get_close_matches(name.strip("-"), known, 1, 0.6)
+            if is_unknown and near and not name.startswith("--config"):
+                raise ConfigError(f"unknown argument {given[:80]!r}", "command line", f"--{near[0]}")
 
     def error(self, message: str):
-        if found := _OF_OPTION.fullmatch(message):
-            option, kind, value, other = found.group("option", "kind", "value", "other")
-            if kind is not None:
-                raise ConfigError(f"{value} is no {'whole ' if kind == 'int' else ''}number", option, f"{option}=N")
-            raise ConfigError(other, option, f"{self.prog} --help")
-        raise ConfigError(message, "command line", f"{self.prog} --help")
+        self._refuse_misspelt(self._own)  # rather than to miss the option that is meant
+        where, what, cure = "command line", message, f"{self.prog} --help"
+        if found := _OF_ARGUMENT.fullmatch(message):
+            name, what = found.groups()
+            where = name if name.startswith("-") else where
+        if found := _NO_NUMBER.fullmatch(what):
+            what, cure = f"{found['value']} is no {'whole ' if found['kind'] == 'int' else ''}number", f"{name}=N"
+        elif found := _NO_CHOICE.fullmatch(what):
+            what = f"{found['value']} is not one of {found['choices'].replace(chr(39), '')}"
+        elif what == "expected one argument":
+            where, what, cure = "command line", f"{name} has no value", f"{name}=VALUE"
+        raise ConfigError(what, where, cure)
 
 
 def parser_of(module, verb: str) -> Parser:

@@ -21,6 +21,7 @@ from mtnlg.core import schema, validate
 from mtnlg.core.errors import ConfigError
 
 PREFIX = "--config"
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
 def default():
@@ -90,7 +91,7 @@ def _given(arguments: list[str]) -> dict[str, str]:
         head = rest.pop(0)
         name, equals, value = head.partition("=")
         if name != PREFIX and not name.startswith(PREFIX + "."):
-            raise ConfigError(f"unknown argument {head!r}", "command line", "--help")
+            raise ConfigError(f"unknown argument {head!r}", "command line", _meant(head))
         if not equals:
             if not rest or rest[0].startswith("--"):
                 raise ConfigError(f"{name} has no value", "command line", f"{name}=VALUE")
@@ -102,6 +103,13 @@ def _given(arguments: list[str]) -> dict[str, str]:
             require_known(key)
         given[key] = value
     return given
+
+
+def _meant(argument: str) -> str:
+    """What somebody may have wanted to type who typed this."""
+    if argument.partition(":")[0].endswith((".py", ".json")) and not argument.startswith("-"):
+        return f"{PREFIX}={argument}"
+    return PREFIX if difflib.get_close_matches(re.split("[.=]", argument)[0], [PREFIX], 1, 0.8) else "--help"
 
 
 def load(path_and_arg: str) -> dict:
@@ -120,7 +128,7 @@ def load(path_and_arg: str) -> dict:
         try:
             values = json.loads(file.read_text())
         except ValueError as error:
-            raise ConfigError(f"not JSON: {error}", path) from None
+            raise ConfigError(f"not JSON: {error}", path, "a run's config.json") from None
         if not isinstance(values, dict):
             raise ConfigError("not a config: a JSON object is expected", path, "a run's config.json")
         return values
@@ -141,7 +149,7 @@ def run_file(file: pathlib.Path, function: str, arg: str, cure: str):
     """
     spec = importlib.util.spec_from_file_location(f"mtnlg_config_{file.stem}", file)
     if spec is None:
-        raise ConfigError("a config is a .py or a .json file", str(file))
+        raise ConfigError("a config is a .py or a .json file", str(file), "--config=configs/demo.py")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -266,6 +274,14 @@ def type_name(annotation) -> str:
     return annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
 
 
+def kind(annotation) -> str:
+    """What a value of this type is, in words."""
+    base, or_none = _base_type(annotation), " or none" if isinstance(annotation, types.UnionType) else ""
+    if base is tuple:
+        return f"a list of {_KINDS[typing.get_args(annotation)[0]].removeprefix('a ')}s{or_none}"
+    return _KINDS[base] + or_none
+
+
 def parse(name: str, text: str):
     """The value that `--config.NAME=TEXT` means. Raises ConfigError naming key, value and type."""
     require_known(name)
@@ -273,7 +289,7 @@ def parse(name: str, text: str):
     try:
         return from_text(annotation, text)
     except ValueError:
-        raise ConfigError(f"{name}={text!r} is not a {type_name(annotation)}", f"--config.{name}", _example(name)) from None
+        raise ConfigError(f"{name}={text!r} is not {kind(annotation)}", f"--config.{name}", _example(name)) from None
 
 
 def from_text(annotation, text: str):
@@ -295,7 +311,7 @@ def from_text(annotation, text: str):
             item, literal = typing.get_args(annotation)[0], _literal(text)
             return tuple(map(item, literal if _is_list_of(item, literal) else filter(None, text.split(","))))
     except (KeyError, SyntaxError, TypeError, OverflowError) as error:
-        raise ValueError(f"{text!r} is not a {type_name(annotation)}") from error
+        raise ValueError(f"{text!r} is not {kind(annotation)}") from error
     return text
 
 
@@ -314,6 +330,8 @@ def _is_list_of(item: type, value) -> bool:
 
 def _example(name: str) -> str:
     value = schema.leaves()[name].default
+    if isinstance(value, tuple):
+        value = ",".join(map(str, value)) or "VALUE,VALUE"
     return f"--config.{name}={'VALUE' if value is None else value}"
 
 
@@ -321,7 +339,7 @@ def _check_type(name: str, value, annotation):
     try:
         return as_type(annotation, value)
     except ValueError:
-        raise ConfigError(f"{name}={value!r} is not a {type_name(annotation)}", name, _example(name)) from None
+        raise ConfigError(f"{name}={value!r} is not {kind(annotation)}", name, _example(name)) from None
 
 
 def as_type(annotation, value):
@@ -338,4 +356,4 @@ def as_type(annotation, value):
             return tuple(map(item, value))
     elif isinstance(value, base) and not (base is int and isinstance(value, bool)):
         return value
-    raise ValueError(f"{value!r} is not a {type_name(annotation)}")
+    raise ValueError(f"{value!r} is not {kind(annotation)}")

@@ -83,7 +83,7 @@ def value(name: str, option: str, given):
     try:
         read = configs.from_text(annotation, given) if isinstance(given, str) else configs.as_type(annotation, given)
     except ValueError:
-        what = f"{option}={given!r} is not a {configs.type_name(annotation)}"
+        what = f"{option}={given!r} is not {configs.kind(annotation)}"
         raise ConfigError(what, f"stage {name}", f"{option}={'VALUE' if field.default is None else field.default}") from None
     if choices and read not in choices:
         raise ConfigError(f"{option}={read!r} is not known", f"stage {name}", f"one of {', '.join(map(str, choices))}")

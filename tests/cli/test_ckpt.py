@@ -89,21 +89,6 @@ def test_not_a_number_twice_is_no_difference(tmp_path, capsys):
     assert capsys.readouterr().out.split("deviation")[1].splitlines()[1].split()[-1] == "1"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "said"),
-    [
-        (["show"], 2, "PATH"),
-        (["diff", "a"], 2, "diff takes 2 paths"),
-        (["shw", "a"], 2, "invalid choice"),
-        (["ls", "nowhere"], 66, "there is no checkpoint (nowhere)"),
-        (["show", "nowhere"], 66, "there is no checkpoint"),
-    ],
-)
-def test_bad_input(arguments, code, said, capsys):
-    assert main(["ckpt", *arguments]) == code
-    assert said in capsys.readouterr().err
-
-
 def test_a_part_that_is_gone(run, capsys):
     """What cannot be read is told in one line."""
     path = run / "checkpoints" / "2"

@@ -27,8 +27,3 @@ def test_a_table_and_a_picture(folder, capsys):
     assert step.split()[:4] == ["step", "55.0", "91.7", "%"] and init.split()[:4] == ["init", "5.0", "8.3", "%"]
     assert ettr == "ETTR 91.7 % of 01:00 in 1 start"
     assert picture == str(folder / "goodput.png") and (folder / "goodput.png").is_file()
-
-
-def test_a_folder_without_a_run(tmp_path, capsys):
-    assert main(["goodput", str(tmp_path)]) == 66
-    assert "goodput.jsonl" in capsys.readouterr().err

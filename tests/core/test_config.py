@@ -86,18 +86,19 @@ def test_spellings(name, text, value):
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("name", "text", "kind"),
     [
-        ("train.num_steps", "1.5"),
-        ("train.num_steps", "inf"),
-        ("log.tensorboard", "maybe"),
-        ("data.weights", "a,b"),
-        ("data.weights", "[True]"),
-        ("data.weights", "[" * 300),
+        ("train.num_steps", "1.5", "a whole number"),
+        ("train.num_steps", "inf", "a whole number"),
+        ("log.tensorboard", "maybe", "true or false"),
+        ("data.weights", "a,b", "a list of numbers"),
+        ("data.weights", "[True]", "a list of numbers"),
+        ("data.weights", "[" * 300, "a list of numbers"),
+        ("model.num_kv_heads", "few", "a whole number or none"),
     ],
 )
-def test_wrong_types_name_key_value_and_type(name, text):
-    with pytest.raises(ConfigError, match=re.escape(f"{name}='{text}' is not a ")):
+def test_wrong_types_name_key_value_and_type(name, text, kind):
+    with pytest.raises(ConfigError, match=re.escape(f"{name}='{text}' is not {kind} (")):
         configs.parse(name, text)
 
 
@@ -270,7 +271,7 @@ def test_an_error_in_a_config_file_names_its_line(tmp_path):
     ("text", "message"),
     [
         ('{"nonsense": {}}', "there is no key 'nonsense'"),
-        ('{"model": {"num_layers": {}}}', "model.num_layers={} is not a int"),
+        ('{"model": {"num_layers": {}}}', "model.num_layers={} is not a whole number"),
         ('{"model": {"nonsense": {}}}', "there is no key 'model.nonsense'"),
     ],
 )

@@ -68,7 +68,7 @@ def test_everything_wrong_is_told_at_once(config, tmp_path):
         "node corpus: stage keep has no option 'min_charz' (python -m mtnlg data). Try: min_chars",
         "node corpus: there is neither a node nor a file or folder 'nothing.jsonl'. Try: --set corpus.inputs=PATH,...",
         "node corpus has no inputs",
-        "node corpus: min_chars='many' is not a int (stage keep). Try: min_chars=0",
+        "node corpus: min_chars='many' is not a whole number (stage keep). Try: min_chars=0",
         "'bad/name' is no name of a node",
         "node bad/name: mode='wild' is not known (stage keep). Try: one of plain, fancy",
         "node x: min_chars=-1 is below 0 (stage keep). Try: min_chars=0",

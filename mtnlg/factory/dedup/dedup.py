@@ -38,9 +38,9 @@ class Dedup:
 
     def check(self) -> None:
         if not 0 < self.min_jaccard <= 1:
-            raise ConfigError(f"min_jaccard {self.min_jaccard}", "--min_jaccard", "a number above 0 and up to 1, as 0.8")
+            raise ConfigError(f"min_jaccard={self.min_jaccard} is out of range", "--min_jaccard", "a number above 0 and up to 1, as 0.8")
         if self.shingle_words < 1:
-            raise ConfigError(f"shingle_words {self.shingle_words}", "--shingle_words", "1 or more words, as 5")
+            raise ConfigError(f"shingle_words={self.shingle_words} is out of range", "--shingle_words", "1 or more words, as 5")
 
     def run(self, inputs: tuple[str, ...], output, machine: Machine) -> Tally:
         """Raises what `check`, `candidates.find` and `passes.run` raise."""

@@ -76,7 +76,7 @@ class Decontaminate:
         if not 1 <= self.min_words <= self.max_words:
             raise ConfigError(f"min_words {self.min_words} and max_words {self.max_words}", "--min_words", "1 <= min_words <= max_words")
         if self.surround_chars < 0:
-            raise ConfigError(f"surround_chars {self.surround_chars}", "--surround_chars", "0 or more characters")
+            raise ConfigError(f"surround_chars={self.surround_chars} is out of range", "--surround_chars", "0 or more characters")
         return ngrams.read(self.against, self.min_words, self.max_words)
 
     def _rare(self, table: Ngrams, path: pathlib.Path) -> Ngrams:

@@ -28,7 +28,7 @@ class TrainQuality:
         if not self.negative:
             raise ConfigError("there is nothing to tell the good documents from", "--negative", "--negative=PATH,...")
         if self.num_epochs < 1:
-            raise ConfigError(f"num_epochs={self.num_epochs}", "--num_epochs", "1 or more")
+            raise ConfigError(f"num_epochs={self.num_epochs} is out of range", "--num_epochs", "1 or more")
 
     def run(self, inputs: tuple[str, ...], output, machine: Machine) -> Tally:
         """Raises what `check`, `quality.train` and `passes.run_alone` raise."""

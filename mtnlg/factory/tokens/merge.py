@@ -48,7 +48,11 @@ class Split:
 
     def check(self) -> None:
         if not 2 <= len(self.weights) <= len(SIDES) or not all(0 < weight < float("inf") for weight in self.weights):
-            raise ConfigError(f"weights {self.weights}", "--weights", "two or three numbers above 0, as --weights=969,30,1")
+            raise ConfigError(
+                f"weights={','.join(map(str, self.weights))} is out of range",
+                "--weights",
+                "two or three numbers above 0, as --weights=969,30,1",
+            )
 
     def run(self, inputs: tuple[str, ...], output, machine: Machine) -> Tally:
         """Raises as `Merge.run`."""

@@ -34,7 +34,7 @@ class TrainTokenizer:
 
     def check(self) -> None:
         if self.train_bytes < 1:
-            raise ConfigError(f"train_bytes {self.train_bytes}", "--train_bytes", "1 or more bytes")
+            raise ConfigError(f"train_bytes={self.train_bytes} is out of range", "--train_bytes", "1 or more bytes")
         if self.kind == "byte-level" and self.vocab_size < 257:
             raise ConfigError(f"vocab_size {self.vocab_size} has no room for the bytes", "--vocab_size", "257 or more")
 
