@@ -33,8 +33,8 @@ def stop_after(monkeypatch):
     def stopping(step):
         original = Telling.report
 
-        def report(self, told):
-            original(self, told)
+        def report(self, told, stands_out):
+            original(self, told, stands_out)
             if told.position.step == step:
                 signal.raise_signal(signal.SIGTERM)
 

@@ -74,8 +74,8 @@ def test_stopped_before_and_within_it_is_the_same_run(run_of, tmp_path, planted,
     """What stood out before a stop is known after it."""
     original = Telling.report
 
-    def report(self, told, *rest):
-        original(self, told, *rest)
+    def report(self, told, stands_out):
+        original(self, told, stands_out)
         if told.position.step == stop:
             signal.raise_signal(signal.SIGTERM)
 

@@ -35,8 +35,8 @@ def test_three_steps_and_three_more_are_six_bit_for_bit(whole, resolve, tmp_path
     seen = []
     original = Telling.report
 
-    def stop_at_three(self, report):
-        original(self, report)
+    def stop_at_three(self, report, stands_out):
+        original(self, report, stands_out)
         seen.append(report.position.step)
         if report.position.step == 2:  # read one step late: the third step is already on its way
             os.kill(os.getpid(), signal.SIGTERM)

@@ -30,8 +30,8 @@ def whole(resolve, tmp_path_factory):
 def test_a_file_stops_a_run_that_starts_again_when_it_is_deleted(whole, resolve, tmp_path, monkeypatch, capfd):
     original, stop = Telling.report, tmp_path / "stop"
 
-    def make_it(self, report):
-        original(self, report)
+    def make_it(self, report, stands_out):
+        original(self, report, stands_out)
         if report.position.step == 1:  # read one step late: the second step is on its way
             stop.touch()
 
