@@ -214,8 +214,11 @@ def require_good(step_dir: pathlib.Path) -> None:
 
 
 def meta(step_dir: pathlib.Path) -> dict:
-    """What was stored beside the arrays. Raises DataError when a later version of mtnlg has written it in a form that is not known here."""
-    stored = json.loads((step_dir / "meta.json").read_text())
+    """What was stored beside the arrays. Raises DataError when it is damaged, or of a later version of mtnlg in a form not known here."""
+    try:
+        stored = json.loads((step_dir / "meta.json").read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"meta.json cannot be read: {error}", str(step_dir), "an older step of the same run") from None
     if stored.get("format", FORMAT) > FORMAT:
         writer = f"mtnlg {stored.get('versions', {}).get('mtnlg', 'of a later version')}"
         what = f"the checkpoint is of format {stored['format']}, and this version reads {FORMAT}"

@@ -110,7 +110,8 @@ def _exact_reading(engine: Engine, tokenizer: Tokenizer, file: str | os.PathLike
         try:
             text = pathlib.Path(file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise MissingInput(f"the text cannot be read: {error}", str(file), "a file of UTF-8 text") from error
+            why = getattr(error, "strerror", None) or error
+            raise MissingInput(f"the text cannot be read: {why}", str(file), "a file of UTF-8 text") from error
         texts = int8_cost.parted([*start_ids, *tokenizer.encode(text)], engine.context)
         if not texts:
             raise DataError("the text has no tokens", str(file), "a text that is not empty")

@@ -108,7 +108,7 @@ class File:
         except FileNotFoundError:
             raise MissingInput("there is no such file", self.where, "the path of a .gguf file") from None
         except (OSError, ValueError) as error:  # a folder, no permission; an empty file
-            raise DataError(f"cannot be read: {error}", self.where, CURE) from None
+            raise DataError(f"cannot be read: {getattr(error, 'strerror', None) or error}", self.where, CURE) from None
         try:
             self.fields, self.tensors = _header(_Reader(self._bytes), self.where)
         except ValueError as error:  # UnicodeDecodeError is one

@@ -50,7 +50,7 @@ class Mistake(NamedTuple):
 
 def read() -> list[Mistake]:
     found = []
-    for block in GOLDEN.read_text().split("\n\n"):
+    for block in re.split(r"\n{2,}", GOLDEN.read_text()):
         if block.startswith("# "):
             name, command, *told = block.rstrip("\n").split("\n")
             found.append(Mistake(name.removeprefix("# "), command.removeprefix("$ "), "\n".join(told)))
@@ -70,9 +70,10 @@ def world(tmp_path_factory):
     small = dataclasses.replace(CONFIG, data=data, log=schema.Log(tensorboard=False))
     (folder / "small.json").write_text(json.dumps(configs.to_nested(small)))
     run, _ = write_run(folder / "run", small, {"samples": 12, "tokens": 576})
-    damaged = shutil.copytree(run, folder / "damaged")
-    with (damaged / "checkpoints" / "3" / "meta.json").open("a") as file:
-        file.write(" ")
+    for name, file, num_bytes in (("damaged", "meta.json", -1), ("cut_manifest", "MANIFEST.json", 99), ("cut_meta", "meta.json", 99)):
+        path = shutil.copytree(run, folder / name) / "checkpoints" / "3" / file
+        path.write_bytes(path.read_bytes()[:num_bytes])
+    shutil.rmtree(shutil.copytree(run, folder / "no_tokenizer") / "tokenizer")
     for name, text in FILES.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(text.encode("latin-1"))
@@ -96,6 +97,9 @@ FILES = {
     "ledger/goodput.jsonl": "".join(json.dumps({"step": step, "at": 9.0 + step, "secs/step": 1.0}) + "\n" for step in (0, 1)),
     "broken_ledger/goodput.jsonl": '{"step": 1}\n{"st\n{"step": 3}\n',
     "prompts.jsonl": '{"prompt": "a"}\n{"promt": "b"}\n',
+    "good.jsonl": '{"prompt": "a"}\n',
+    "group.json": '{"model": 3}',
+    "latin1.json": '{"name": "caf\xe9"}',
     "keys": "short\n",
     "number.jsonl": '{"text": 5}\n',
     "tokens/manifest.json": '{"fingerprint": ',
@@ -155,7 +159,7 @@ def test_a_mistake_is_told(world, mistake):
 
 def test_every_verb_is_there():
     verbs = {mistake.command.split()[3] for mistake in MISTAKES}
-    assert len(MISTAKES) >= 60 and set(VERBS) <= verbs
+    assert len(MISTAKES) == GOLDEN.read_text().count("\n$ ") >= 60 and set(VERBS) <= verbs
     for one in (lambda mistake: mistake.name, lambda mistake: mistake.command):
         assert len(set(map(one, MISTAKES))) == len(MISTAKES)
 
