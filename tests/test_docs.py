@@ -111,7 +111,7 @@ def _check_arguments(verb: str, options: argparse.Namespace, rest: list[str]) ->
     explained = getattr(options, "explain", None)
     if explained:
         keys.describe(explained)
-    if verb == "launch":
+    if verb in ("launch", "supervise"):
         started = rest[rest.index("--") + 1 :] if "--" in rest else rest
         found = _problems_of_verb(started)
         if found:
@@ -274,6 +274,10 @@ WRONG = {
     "a key over a continued line": ("```bash\nmtnlg train --config=runs/a/config.json \\\n  --config.tain.x=1\n```\n", "no key 'tain.x'"),
     "an option": ("```bash\nmtnlg generate --workdir=runs/demo --prompt=a --top=3\n```\n", "--top=3"),
     "an option's value": ("```bash\nmtnlg generate --workdir=runs/demo --prompt=a --top_k=few\n```\n", "no whole number"),
+    "a key of a supervised command": (
+        "```bash\nmtnlg supervise -- train --config=configs/demo.py --config.train.num_step=1\n```\n",
+        "there is no key 'train.num_step'",
+    ),
     "a key of a launched command": (
         "```bash\nmtnlg launch local --processes=2 -- train --config=configs/demo.py --config.train.num_step=1\n```\n",
         "no key 'train.num_step'",
