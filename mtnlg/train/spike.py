@@ -43,10 +43,10 @@ class Spikes:
         return later
 
     def to_json(self) -> dict:
-        """All it knows, as a checkpoint keeps it."""
-        return {"calm": list(self._calm), "steps": list(self._steps)}
+        """All it knows, as a checkpoint keeps it; a spike that is found only if it is to be gone back from."""
+        return {"calm": list(self._calm), "steps": list(self._steps), "found": list(self.found if self._guard.rollback_steps else ())}
 
     def restore(self, recorded: Mapping) -> None:
-        """Becomes what `to_json` said, with nothing found; of nothing, one that has seen nothing."""
+        """Becomes what `to_json` said; of nothing, one that has seen nothing."""
         self._calm = collections.deque(recorded.get("calm", ()), maxlen=self._guard.spike_window)
-        self._steps, self.found = list(recorded.get("steps", ())), ()
+        self._steps, self.found = list(recorded.get("steps", ())), tuple(recorded.get("found", ()))

@@ -1,5 +1,6 @@
 """A spike that samples of the order make is gone back from and round: the run ends as one that was told to leave them out."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -104,6 +105,26 @@ def test_killed_before_the_checkpoints_are_set_aside_it_is_the_same_run(run_of, 
     ended = started()
     assert ended.returncode == 0, ended.stderr
     require_same_run(workdir, told_to_leave_them_out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", ["1", "26"], ids=["both steps that are saved", "to the very start"])
+def test_ended_between_finding_it_and_writing_it_down_it_is_the_same_run(
+    run_of, tmp_path, planted, told_to_leave_them_out, every, monkeypatch
+):
+    """The newest checkpoints, of the step that shows the spike or of the next one, have it."""
+
+    def ended(self):
+        raise ConnectionError("here the process ends")
+
+    config = run_of(**GUARD)
+    config = dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, every_steps=int(every)))
+    with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+        patch.setattr(pretrain.Run, "go_back", ended)
+        pretrain.pretrain(config, str(tmp_path), {})
+    assert checkpoint.whole_steps(tmp_path / "checkpoints")[-1] == (27 if every == "1" else 26)
+    pretrain.pretrain(config, str(tmp_path), {})
+    require_same_run(tmp_path, told_to_leave_them_out)
 
 
 def test_it_goes_back_so_often_and_no_more(run_of, tmp_path, planted):

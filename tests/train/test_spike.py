@@ -70,3 +70,19 @@ def test_one_that_is_kept_and_taken_up_again_sees_the_same(cut):
     second.restore(json.loads(json.dumps(ahead.to_json())))
     assert found + seen(second, losses[cut:], cut + 1) == expected == [51, 52, 53]
     assert second.to_json() == whole.to_json()
+
+
+@pytest.mark.parametrize("later", [[6.0], [3.0]], ids=["still up", "calm again"])
+def test_a_spike_that_is_to_be_gone_back_from_is_kept_until_it_is(later):
+    guard = schema.Guard(spike_window=20, spike_steps=3, rollback_steps=1)
+    spikes, after = Spikes(guard), Spikes(guard)
+    seen(spikes, [3.0] * 20 + [6.0] * 3 + later)
+    after.restore(json.loads(json.dumps(spikes.to_json())))
+    assert after.found == spikes.found == (21, 22, 23)
+
+
+def test_a_spike_that_nobody_goes_back_from_is_not_gone_back_from_later():
+    spikes, after = Spikes(GUARD), Spikes(schema.Guard(spike_window=20, spike_steps=3, rollback_steps=1))
+    seen(spikes, [3.0] * 20 + [6.0] * 3 + [3.0])
+    after.restore(spikes.to_json())
+    assert spikes.found and not after.found
