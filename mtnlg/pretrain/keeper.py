@@ -86,11 +86,15 @@ class Keeper:
 
     def newest_without(self, left_out: list[Range]) -> pathlib.Path | None:
         """The newest good checkpoint that has not read of these samples; newer ones are set aside as `STEP.rolledback`."""
-        while found := checkpoint.newest_good([tier.directory for tier in self.tiers]):
+
+        def put_aside(found: pathlib.Path) -> bool:
             meta = checkpoint.meta(found)
-            if not skips.is_overtaken(skips.from_json(meta.get("skips", ())), meta["samples"], left_out):
+            is_overtaken = skips.is_overtaken(skips.from_json(meta.get("skips", ())), meta["samples"], left_out)
+            return is_overtaken and bool(checkpoint.set_aside(found, "rolledback"))
+
+        while found := checkpoint.newest_good([tier.directory for tier in self.tiers]):
+            if not processes.by_first(lambda found=found: put_aside(found)):  # nobody else looks into what may be gone
                 return found
-            processes.by_first(lambda found=found: checkpoint.set_aside(found, "rolledback"))
         return None
 
     def require_same_tokenizer(self, step_dir: pathlib.Path) -> None:
