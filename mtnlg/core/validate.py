@@ -53,7 +53,21 @@ def problems(config: schema.Config) -> list[str]:
     """One line for each value out of range, then for each contradiction: the keys, their values, and a value that would do."""
     return [
         line
-        for check in (_ranges, _model, _mesh, _pipeline, _layers, _log, _batch, _optimizer, _loss_scale, _data, _sample, _checkpoint)
+        for check in (
+            _ranges,
+            _model,
+            _mesh,
+            _pipeline,
+            _layers,
+            _log,
+            _batch,
+            _optimizer,
+            _loss_scale,
+            _guard,
+            _data,
+            _sample,
+            _checkpoint,
+        )
         for line in check(config)
     ]
 
@@ -256,6 +270,12 @@ def _loss_scale(config):
         for field in fields(scale):
             if (value := getattr(scale, field.name)) != field.default:
                 yield f"loss_scale.{field.name}={value} scales nothing without train.compute_dtype=float16: take that, or leave it out"
+
+
+def _guard(config):
+    guard = config.guard
+    if guard.rollback_steps and guard.spike_deviations is None:
+        yield f"guard.rollback_steps={guard.rollback_steps} goes back from spikes, and none are looked for: take guard.spike_deviations=6.0"
 
 
 def _data(config):

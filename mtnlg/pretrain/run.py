@@ -183,7 +183,8 @@ class Run:
         processes.by_first(lambda: rollback.record(self.path, skip, self.config.guard.max_rollbacks))
         fault.point("rollback")
         self.telling.note(f"the loss stands out from step {skip.spike} on: going back, and leaving out the samples {skip.draws}")
-        state, position, num_skipped = self.keeper.restore()
+        with self.phases.within("init"):
+            state, position, num_skipped = self.keeper.restore()
         self.ledger.begin(position.step)
         self.telling.begin(position)
         return state, position, num_skipped

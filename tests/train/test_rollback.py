@@ -139,6 +139,13 @@ def test_what_was_read_cannot_be_left_out_later(told_to_leave_them_out, run_of):
         pretrain.pretrain(run_of(data__skip_ranges="4:8"), str(told_to_leave_them_out), {})
 
 
+def test_without_a_look_for_spikes_nothing_could_be_gone_back_from(run_of):
+    with pytest.raises(
+        ConfigError, match=r"guard.rollback_steps=3 goes back from spikes, and none are looked for: take guard.spike_deviations=6.0"
+    ):
+        run_of(**GUARD, guard__spike_deviations="none")
+
+
 def test_megatrons_order_cannot_be_cut(run_of):
     with pytest.raises(ConfigError, match=r"guard.rollback_steps=3 cannot be honoured with data.order=megatron"):
         run_of(**GUARD, data__order="megatron")
