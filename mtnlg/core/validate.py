@@ -51,25 +51,8 @@ _RANGES = (
 
 def problems(config: schema.Config) -> list[str]:
     """One line for each value out of range, then for each contradiction: the keys, their values, and a value that would do."""
-    return [
-        line
-        for check in (
-            _ranges,
-            _model,
-            _mesh,
-            _pipeline,
-            _layers,
-            _log,
-            _batch,
-            _optimizer,
-            _loss_scale,
-            _guard,
-            _data,
-            _sample,
-            _checkpoint,
-        )
-        for line in check(config)
-    ]
+    model, training = (_ranges, _model, _mesh, _pipeline, _layers), (_log, _batch, _optimizer, _loss_scale, _guard)
+    return [line for check in (*model, *training, _data, _sample, _checkpoint) for line in check(config)]
 
 
 def _ranges(config, group: str = ""):
