@@ -29,7 +29,7 @@ class Telling:
         self._config, self._mesh, self._path = config, mesh, path
         self._stack, self._shown = contextlib.ExitStack(), contextlib.ExitStack()
         self._flops_per_token = count.flops_per_token(config.model)
-        self._best_flops_per_sec = self._measure_peak()
+        self._best_flops_per_sec = 0.0
         self.clock = StepClock()
 
     def __enter__(self) -> "Telling":
@@ -53,6 +53,7 @@ class Telling:
         """Forgets what was told of later steps, and shows where the run is: at a start, and when it goes back."""
         self._shown.close()
         self.clock = StepClock()
+        self._best_flops_per_sec = self._best_flops_per_sec or self._measure_peak()  # a start that is refused has no need of it
         self._metrics.cut(position.step)
         self._samples.cut(position.step)
         screen = self._shown.enter_context(_screen())
