@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from mtnlg.core.errors import DataError
 from mtnlg.run import metrics
 from mtnlg.run.metrics import Metrics
 from mtnlg.run.phases import PHASES, Phases
@@ -74,7 +75,14 @@ class Account(NamedTuple):
 
 def read(path) -> Account:
     """What a run's `goodput.jsonl` says. Raises MissingInput, DataError."""
-    lines, spans, total = metrics.read(path), [], 0.0
+    try:
+        return _account(metrics.read(path))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"damaged line of where the time went: {error!r}", str(path), "mend or delete this line") from None
+
+
+def _account(lines: list[dict]) -> Account:
+    spans, total = [], 0.0
     before = {"step": 0, "ends": True}
     for line in lines:
         told = {phase: line[f"secs/{phase}"] for phase in PHASES if f"secs/{phase}" in line}
@@ -112,8 +120,8 @@ def _without(spans: list[Span], step: int) -> list[Span]:
         kept = max(step - span.first, 0) / max(span.last - span.first, 1)
         if kept:
             found.append(span._replace(secs=span.secs * kept, last=step))
-        begin = span.begin + span.secs * kept
-        found.append(Span("lost", begin, span.secs * (1 - kept), max(step, span.first), span.last))
+        first = max(step, span.first) if span.kind == "step" else span.last  # no step was made in what only belongs to them
+        found.append(Span("lost", span.begin + span.secs * kept, span.secs * (1 - kept), first, span.last))
     return found
 
 

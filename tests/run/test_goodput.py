@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from mtnlg.core.errors import DataError
 from mtnlg.run import goodput, goodput_picture
 from mtnlg.run.goodput import Ledger
 from mtnlg.run.phases import Phases
@@ -124,6 +125,13 @@ def test_a_clock_that_is_set_back_counts_nothing_twice(path, clock):
     ledger.write(1)
     account = goodput.read(path)
     assert account.secs["step"] == 0 and all(span.secs >= 0 for span in account.spans)
+
+
+@pytest.mark.parametrize("line", ['{"step": 1}', '{"step": 1, "at": "noon"}', '{"step": 1, "at": 1.0, "secs/step": "many"}'])
+def test_a_damaged_line_is_told(path, line):
+    path.write_text('{"step": 0, "at": 1.0, "begins": true}\n' + line + "\n")
+    with pytest.raises(DataError, match="damaged line of where the time went"):
+        goodput.read(path)
 
 
 def test_the_picture_is_drawn(path, clock, tmp_path):
