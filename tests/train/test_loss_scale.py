@@ -125,7 +125,10 @@ def test_an_overflow_moves_the_scale_alone(resolve, mesh):
 def test_another_dtype_has_no_scale(resolve, found):
     config = resolve()
     assert len(states.abstract(config, meshes.make(config.mesh)).optimizer) == 3
-    with pytest.raises(DataError, match=r"3/scale: stored \(\) float32, wanted nothing"):
+    with pytest.raises(ConfigError, match=r"train\.compute_dtype: float16 in the checkpoint, float32 here"):
         pretrain.pretrain(resolve(train__num_steps="61"), str(found), {})
+    meant = "train.compute_dtype,optimizer.schedule,loss_scale"
+    with pytest.raises(DataError, match=r"3/scale: stored \(\) float32, wanted nothing"):
+        pretrain.pretrain(resolve(train__num_steps="61", resume__allow=meant), str(found), {})
     with pytest.raises(ConfigError, match="loss_scale.floor=2.0 scales nothing without train.compute_dtype=float16"):
         resolve(loss_scale__floor="2")
