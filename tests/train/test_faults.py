@@ -49,4 +49,4 @@ def test_killed_and_started_again_it_is_the_same_run(kills, resolve, tmp_path):
     assert sorted(path.name for path in (killed / "checkpoints").iterdir()) == ["3", "6"]
     account = goodput.read(killed / goodput.FILE)
     assert account.num_starts == 1 + sum(phase != "prepare" for phase in kills) - kills.count("restore")
-    assert account.secs["down"] > 0 and (account.secs["lost"] > 0) == ("step,step:5" in kills)
+    assert account.secs["down"] > 0 and account.secs["lost"] > 0
