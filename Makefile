@@ -45,7 +45,7 @@ bench: .venv/.installed  ## time a training step
 soak: .venv/.installed  ## the ten figures of `mtnlg serve`, an hour and ten minutes (SOAK_ARGS="--only=1,3 --minutes=5")
 	@.venv/bin/python -m benchmarks.soak $(SOAK_ARGS)
 
-soak-train: .venv/.installed  ## what a run survives, in figures, three quarters of an hour (SOAK_ARGS="--only=1,6")
+soak-train: .venv/.installed  ## what a training run survives, in eleven figures; never timed as a whole (SOAK_ARGS="--only=1,6")
 	@.venv/bin/python -m benchmarks.soak_train $(SOAK_ARGS)
 
 lint: .venv/.installed  ## ruff, and whether everything is formatted
